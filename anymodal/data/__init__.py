@@ -1,0 +1,1 @@
+"""Webdataset shards in, batches of documents out."""

@@ -1,0 +1,24 @@
+"""Configuration of where samples come from; free of torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Shards and how they are read.
+
+    Args:
+        train: shard patterns, as open_clip writes them ("train-{000..010}.tar").
+        held_out: shards of the validation losses; empty for none.
+        index_folder: where indexes of foreign shards go when their own folder is read-only.
+        max_bad_fraction: share of bad samples above which a run stops.
+        cache_shards: shards whose samples are shuffled together.
+        num_workers: processes that prepare batches; 0 prepares them in the training process.
+    """
+
+    train: str
+    held_out: str = ""
+    index_folder: str | None = None
+    max_bad_fraction: float = 0.001
+    cache_shards: int = 16
+    num_workers: int = 1

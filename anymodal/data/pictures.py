@@ -1,0 +1,195 @@
+"""Picture bytes in, RGB pixels out: safely, and right for every mode."""
+
+import io
+import struct
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 50_000_000
+Reason = Literal["empty", "unknown format", "too large", "truncated", "broken"]
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_STARTS = (b"\xff\xd8\xff", _PNG, b"RIFF")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+# how a PNG stores samples -> what its transparent colour is times in the 8 bits that Pillow unpacks
+_DEPTHS = {";16B": 1 / 256, ";4": 17, ";2": 85}
+_ADVICE = {
+    "empty": "leave it out",
+    "unknown format": "convert it to JPEG, PNG or WebP",
+    "too large": "scale it down",
+    "truncated": "fetch it again",
+    "broken": "fetch it again",
+}
+
+
+class BadPicture(ValueError):  # noqa: N818 (what it is, as a noun)
+    """Say why bytes are no usable picture; `reason` is short and can be counted.
+
+    >>> BadPicture("empty", "0 bytes").reason
+    'empty'
+    """
+
+    def __init__(self, reason: Reason, came: str) -> None:
+        super().__init__(f"a JPEG, PNG or WebP picture is needed, got {came} ({reason}): {_ADVICE[reason]}")
+        self.reason = reason
+
+
+def decode_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture to RGB as a viewer would show it on white paper.
+
+    EXIF orientation is applied, transparency composited on white, 16 bits scaled to 8, and an animation gives its first
+    frame. The size is checked before any pixel is decoded.
+
+    Raises:
+        BadPicture: the bytes are no complete picture of at most `max_pixels` pixels; see its `reason`.
+    """
+    if not data:
+        raise BadPicture("empty", "0 bytes")
+    try:
+        _check_size(_declared_size(data), max_pixels)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image.size, max_pixels)
+            packing = str(image.tile[0][3]) if image.tile else ""
+            image.load()
+            picture = _upright(to_rgb(image, packing=packing), image)
+            picture.info = {}
+            return picture
+    except BadPicture:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadPicture("too large", f"over {max_pixels} pixels") from error
+    except Exception as error:  # the decoders raise nearly anything on hostile bytes
+        raise BadPicture(_why(data, error), f"{len(data)} bytes") from error
+
+
+def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
+    if size is not None and size[0] * size[1] > max_pixels:
+        raise BadPicture("too large", f"{size[0]}x{size[1]} pixels where {max_pixels} are allowed in all")
+
+
+def _declared_size(data: bytes) -> tuple[int, int] | None:
+    """Read width and height of a PNG or an extended WebP, for which Pillow warns or takes memory on opening already."""
+    if data.startswith(_PNG) and len(data) >= 24:
+        return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X" and len(data) >= 30:
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    return None
+
+
+def _why(data: bytes, error: Exception) -> Reason:
+    if not data.startswith(_STARTS):
+        return "unknown format"
+    cut = "truncated" in str(error) or isinstance(error, EOFError | struct.error)
+    short = data[:4] == b"RIFF" and len(data) < int.from_bytes(data[4:8], "little") + 8
+    return "truncated" if cut or short else "broken"
+
+
+def _upright(picture: Image.Image, opened: Image.Image) -> Image.Image:
+    """Turn a picture as its file's EXIF says."""
+    try:
+        turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1))
+    except Exception:  # EXIF that cannot be read turns nothing, as in every viewer; the pixels are whole
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def to_rgb(image: Image.Image, *, packing: str = "") -> Image.Image:
+    """Convert a Pillow picture of any mode with a known range to RGB, transparency on white.
+
+    `packing` is how its file stored samples ("RGB;16B", "L;4"): a transparent colour is given in that depth.
+
+    Raises:
+        ValueError: the mode is "I" or "F", whose range is unknown.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError(f"a mode with a known range is needed, got {image.mode!r}: scale to 8 bits and convert it")
+    transparent = image.info.get("transparency")
+    if image.mode.startswith("I;16"):
+        return _from_deep_grey(image, transparent)
+    scale = next((factor for mark, factor in _DEPTHS.items() if packing.endswith(mark)), None)
+    if image.mode != "P" and scale is not None and isinstance(transparent, int | tuple):
+        scaled = (transparent,) if isinstance(transparent, int) else transparent
+        bytes_of = tuple(int(value * scale) for value in scaled)
+        image = image.copy()
+        image.info["transparency"] = bytes_of[0] if isinstance(transparent, int) else bytes_of
+    if image.mode in ("LA", "PA", "RGBA") or transparent is not None:
+        seen = image.convert("RGBA")
+        paper = Image.new("RGB", seen.size, (255, 255, 255))
+        paper.paste(seen, (0, 0), seen)
+        return paper
+    return image.convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image, transparent: object) -> Image.Image:
+    """Scale 16-bit greys, over which Pillow's own conversion clips, to 8 bits."""
+    values = np.asarray(image).astype(np.uint32)
+    grey = ((values + 128) // 257).astype(np.uint8)
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def to_pixels(
+    image: Image.Image, height: int, width: int, *, fit: Literal["crop", "pad"] = "crop"
+) -> Float[Tensor, "3 {height} {width}"]:
+    """Scale a picture to a size, in [-1, 1]: cut what is over ("crop") or fill up with white ("pad"), both centred.
+
+    A picture of that size already keeps its pixels.
+
+    Raises:
+        ValueError: a side is below 1, or `fit` is neither.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be at least 1 pixel, got {height} and {width}: name a real size")
+    if fit not in ("crop", "pad"):
+        raise ValueError(f"fit must be 'crop' or 'pad', got {fit!r}: choose one of them")
+    if image.mode != "RGB":
+        image = to_rgb(image)
+    if image.size != (width, height):
+        image = _crop(image, height, width) if fit == "crop" else _pad(image, height, width)
+    values = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+    return values.to(torch.float32).div(127.5).sub(1).contiguous()
+
+
+def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    scale = min(image.width / width, image.height / height)
+    kept_width, kept_height = width * scale, height * scale
+    left, top = (image.width - kept_width) / 2, (image.height - kept_height) / 2
+    box = (max(0.0, left), max(0.0, top), min(image.width, left + kept_width), min(image.height, top + kept_height))
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+def _pad(image: Image.Image, height: int, width: int) -> Image.Image:
+    scale = min(width / image.width, height / image.height)
+    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    paper = Image.new("RGB", (width, height), (255, 255, 255))
+    paper.paste(image.resize(inner, Image.Resampling.BICUBIC), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return paper
+
+
+def to_image(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
+    """Return pixels in [-1, 1] as an RGB picture; values outside are clamped.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    values = pixels.detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError("pixels must be finite, got NaN or infinity: look for a diverged model")
+    eight_bit = values.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(eight_bit.permute(1, 2, 0).contiguous().numpy())

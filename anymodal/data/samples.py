@@ -1,0 +1,154 @@
+"""Samples of shards to documents: one task, one reading."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anymodal.data.pictures import BadPicture, decode_picture, to_pixels
+from anymodal.data.shards import Sample
+from anymodal.tokens.document import Codes, Document, Draw, Look, Say, Turn
+
+Task = Literal["draw", "answer", "text", "chat"]
+TASKS: tuple[Task, ...] = ("draw", "answer", "text", "chat")
+PICTURES = ("jpg", "jpeg", "png", "webp")
+CODES = "codes."
+
+
+class UnfitSample(ValueError):
+    """A sample that lacks what a task needs; `reason` is counted."""
+
+    def __init__(self, reason: str) -> None:
+        """Keep the reason."""
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How samples become documents.
+
+    `look_size` is the side in pixels of looked-at pictures, None where pictures are read as codes. `fingerprint` names the
+    image tokenizer whose codes the shards carry. `prompt_dropout` is the share of drawings whose prompt is left empty
+    (classifier-free guidance, arXiv:2207.12598).
+    """
+
+    fingerprint: str
+    look_size: int | None
+    look_fit: Literal["crop", "pad"] = "pad"
+    prompt_dropout: float = 0.1
+    questions_per_picture: int = 1
+
+
+def document_of(sample: Sample, task: str, reading: Reading, random: np.random.Generator) -> Document:
+    """Make the document that `task` learns from.
+
+    Raises:
+        UnfitSample: the sample lacks a caption, codes, questions or turns.
+    """
+    if task == "draw":
+        prompt = "" if random.random() < reading.prompt_dropout else _choice(captions_of(sample), random, "no caption")
+        return [Turn(role="user", parts=(prompt,)), Turn(role="assistant", parts=(Draw(codes_of(sample, reading)),))]
+    if task == "answer":
+        return _questions(sample, reading, random)
+    if task == "text":
+        return [Say(_choice(captions_of(sample), random, "no caption"))]
+    if task == "chat":
+        return _turns(sample, reading)
+    raise ValueError(f"a task must be one of {', '.join(TASKS)}, got {task!r}.")
+
+
+def captions_of(sample: Sample) -> list[str]:
+    """Return every caption of a sample, the main one first, each once."""
+    main = [sample.members["txt"].decode("utf-8").strip()] if "txt" in sample.members else []
+    more = details_of(sample).get("captions", [])
+    return list(dict.fromkeys(main + [str(caption) for caption in more]))
+
+
+def details_of(sample: Sample) -> Mapping[str, Any]:
+    """Return the sample's json, empty where it has none."""
+    data = json.loads(sample.members["json"]) if "json" in sample.members else {}
+    return data if isinstance(data, dict) else {}
+
+
+def codes_of(sample: Sample, reading: Reading) -> Int[Tensor, "rows columns"]:
+    """Return the codes that the sample carries.
+
+    Raises:
+        UnfitSample: it carries none of this image tokenizer.
+    """
+    data = sample.members.get(f"{CODES}{reading.fingerprint}.npy")
+    if data is None:
+        raise UnfitSample("no codes")
+    return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False).astype(np.int64))
+
+
+def picture_bytes(sample: Sample) -> bytes:
+    """Return the sample's picture as stored.
+
+    Raises:
+        UnfitSample: it has none.
+    """
+    for extension in PICTURES:
+        if extension in sample.members:
+            return sample.members[extension]
+    raise UnfitSample("no picture")
+
+
+def pixels_of(sample: Sample, size: int, fit: Literal["crop", "pad"]) -> Float[Tensor, "3 h w"]:
+    """Decode the sample's picture to `size` x `size` pixels in [-1, 1].
+
+    Raises:
+        UnfitSample: it has none, or it cannot be decoded.
+    """
+    try:
+        return to_pixels(decode_picture(picture_bytes(sample)), size, size, fit=fit)
+    except BadPicture as error:
+        raise UnfitSample(error.reason) from error
+
+
+def _looked(sample: Sample, reading: Reading) -> Look | Codes:
+    if reading.look_size is None:
+        return Codes(codes_of(sample, reading))
+    return Look(pixels_of(sample, reading.look_size, reading.look_fit))
+
+
+def _questions(sample: Sample, reading: Reading, random: np.random.Generator) -> list[Turn]:
+    questions = details_of(sample).get("questions", [])
+    if not questions:
+        raise UnfitSample("no question")
+    count = min(reading.questions_per_picture, len(questions))
+    turns: list[Turn] = []
+    for i in random.choice(len(questions), size=count, replace=False):
+        asked = (str(questions[i]["question"]),)
+        turns.append(Turn(role="user", parts=asked if turns else (_looked(sample, reading), *asked)))
+        turns.append(Turn(role="assistant", parts=(str(questions[i]["answer"]),)))
+    return turns
+
+
+def _turns(sample: Sample, reading: Reading) -> list[Turn]:
+    turns = details_of(sample).get("turns", [])
+    if not turns:
+        raise UnfitSample("no turns")
+    made = []
+    for turn in turns:
+        parts: list[Any] = []
+        for part in turn["parts"]:
+            if "text" in part:
+                parts.append(str(part["text"]))
+            else:
+                parts.append(_looked(sample, reading) if "look" in part else Draw(codes_of(sample, reading)))
+        made.append(Turn(role=turn["role"], parts=tuple(parts)))
+    return made
+
+
+def _choice(options: Sequence[str], random: np.random.Generator, reason: str) -> str:
+    if not options:
+        raise UnfitSample(reason)
+    return options[int(random.integers(len(options)))]

@@ -1,0 +1,1 @@
+"""Objectives that Lightning trains."""

@@ -1,0 +1,157 @@
+"""What a run shows and how it stops."""
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from anymodal.learning.checkpoints import StepCheckpoints
+
+log = logging.getLogger(__name__)
+
+
+class StopAtBorder(pl.Callback):
+    """On Ctrl-C or SIGTERM finish the step, save, and stop; the second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        """Wait for a signal."""
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._receive)
+            except ValueError:
+                log.warning("not in the main thread: Ctrl-C will not save a checkpoint here.")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop listening."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask the trainer to stop; `StepCheckpoints` comes behind and saves."""
+        if self.received is not None:
+            trainer.should_stop = True
+            trainer.fit_loop.min_steps = 0
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        log.warning("stopping at the end of this step; the same command resumes.")
+
+
+class Speed(pl.Callback):
+    """Log tokens a second and the share of time that training waited for data."""
+
+    def __init__(self) -> None:
+        """Start the clocks."""
+        self._last_end = time.perf_counter()
+        self._waited = self._total = 0.0
+        self._tokens = 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Take the time that the batch took to come."""
+        self._waited += time.perf_counter() - self._last_end
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count tokens, or pictures where a batch has no tokens."""
+        now = time.perf_counter()
+        self._total += now - self._last_end
+        self._last_end = now
+        self._tokens += getattr(batch, "num_tokens", 0) or len(batch.ids if hasattr(batch, "ids") else batch)
+        if trainer.global_step % trainer.log_every_n_steps == 0 and self._total > 0:
+            unit = "tokens_per_second" if hasattr(batch, "num_tokens") else "pictures_per_second"
+            pl_module.log(unit, self._tokens / self._total, prog_bar=True)
+            pl_module.log("data_wait_share", self._waited / self._total)
+            self._waited = self._total = 0.0
+            self._tokens = 0
+
+
+class ProgressLines(pl.Callback):
+    """Print a line at intervals to the log, where no terminal shows a bar."""
+
+    def __init__(self, every_s: float = 10.0) -> None:
+        """Print at most every `every_s` seconds."""
+        self.every_s = every_s
+        self._start = self._last = 0.0
+        self._first = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._start = self._last = time.perf_counter()
+        self._first = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Print step, time left and the metrics that a bar would show."""
+        now, step, steps = time.perf_counter(), trainer.global_step, trainer.max_steps
+        if now - self._last < self.every_s and step < steps:
+            return
+        self._last = now
+        left = (now - self._start) / max(1, step - self._first) * (steps - step)
+        shown = "  ".join(f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num")
+        log.info("step %d/%d  %.0f s left  %s", step, steps, left, shown)
+
+
+class Best(pl.Callback):
+    """Keep the weights with the lowest held-out loss."""
+
+    def __init__(self, save: Callable[[pl.LightningModule, float], None]) -> None:
+        """Call `save(module, loss)` whenever the held-out loss is the lowest so far."""
+        self.save, self.lowest = save, float("inf")
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the lowest loss, for checkpoints."""
+        return {"lowest": self.lowest}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Go on from the lowest loss of a checkpoint."""
+        self.lowest = state_dict["lowest"]
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare; averaged weights, where there are any, are still in place."""
+        loss = trainer.callback_metrics.get("held_out_loss")
+        if loss is None or trainer.sanity_checking:
+            return
+        if float(loss) < self.lowest:
+            self.lowest = float(loss)
+            self.save(pl_module, self.lowest)
+
+
+class Showing(pl.Callback):
+    """Call `show(step)` at intervals, to draw pictures and answer questions while it learns."""
+
+    def __init__(self, every: int, show: Callable[[int], None]) -> None:
+        """Show every `every` steps."""
+        self.every, self.show = every, show
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show at a step border, with the random state untouched."""
+        if trainer.global_step % self.every == 0 and trainer.is_global_zero:
+            state, training = torch.get_rng_state(), pl_module.training
+            pl_module.eval()
+            self.show(trainer.global_step)
+            pl_module.train(training)
+            torch.set_rng_state(state)
+
+
+def callbacks_for(folder: Path, every: int) -> list[pl.Callback]:
+    """Return what every run has: stop at a border, speed, checkpoints (in this order)."""
+    return [StopAtBorder(), Speed(), StepCheckpoints(folder, every)]

@@ -1,0 +1,138 @@
+"""Checkpoints that survive a kill or a full disk: whole or absent, checked by content, two kept."""
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+log = logging.getLogger(__name__)
+
+NAME = "step-{:08d}.ckpt"
+KEPT = 2
+CHUNK_BYTES = 2**22
+
+
+class DurableCheckpointIO(CheckpointIO):
+    """Write beside the target, flush to disk, write a checksum, rename.
+
+    Lightning's own writer stages in TMPDIR; on another file system a kill left unreadable files.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint, whole or not at all.
+
+        Raises:
+            OSError: the disk is full or read-only; the checkpoints before this one stay as they were.
+        """
+        del storage_options
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.partial")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            _write_text(_manifest(path), json.dumps({"sha256": _sha256(temporary)}))
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except (OSError, RuntimeError) as error:
+            raise OSError(f"could not save {path} ({error}); free some space and run the same command again.") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any | None = None, **_: Any) -> dict[str, Any]:
+        """Read a checkpoint whose checksum holds; nothing but tensors and plain data is unpickled.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if not is_whole(Path(path)):
+            raise ValueError(f"{path} is damaged (its checksum does not hold); remove it and resume from the one before.")
+        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint with its checksum."""
+        Path(path).unlink(missing_ok=True)
+        _manifest(Path(path)).unlink(missing_ok=True)
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether a checkpoint has the content that was written."""
+    manifest = _manifest(path)
+    if not path.is_file() or not manifest.is_file():
+        return False
+    try:
+        return bool(json.loads(manifest.read_text(encoding="utf-8"))["sha256"] == _sha256(path))
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return False
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the newest checkpoint that is whole, passing over damaged ones with a warning; sweep what a kill left."""
+    for orphan in folder.glob(".*.partial"):
+        orphan.unlink()
+    for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
+        if is_whole(path):
+            return path
+        log.warning("%s is damaged (its checksum does not hold); falling back to the checkpoint before it.", path)
+    return None
+
+
+class StepCheckpoints(pl.Callback):
+    """Save every `every` steps and when training ends or is asked to stop; keep the newest two."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        """Save into `folder`."""
+        self.folder, self.every = folder, every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save at a step border."""
+        if trainer.global_step % self.every == 0 or trainer.should_stop or trainer.global_step >= trainer.max_steps:
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Save now and remove what is older than the newest two."""
+        path = self.folder / NAME.format(trainer.global_step)
+        if path.is_file():
+            return
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT]:
+                DurableCheckpointIO().remove_checkpoint(old)
+
+
+def _manifest(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,122 @@
+"""Configuration of training; free of torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (arXiv:1711.05101), or Muon (arXiv:2502.16982) for the matrices of the transformer and AdamW for the rest.
+
+    The rate rises linearly for `warmup_steps`, then falls as a cosine to `final_rate` of its height, or stays. With Muon the
+    matrices learn at `learning_rate` scaled to AdamW's update size (arXiv:2502.16982, equation 4).
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    gradient_clip: float = 1.0
+    warmup_steps: int = 50
+    schedule: Literal["cosine", "constant"] = "cosine"
+    final_rate: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Check the rate."""
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratios:
+    """Share of each task in every step; they need not add up to one."""
+
+    draw: float = 0.5
+    answer: float = 0.4
+    text: float = 0.1
+    chat: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long a run is and what it writes on its way.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: documents (or pictures) a step, over all processes.
+        precision: "bf16" computes matrix products in bfloat16, "float32" everything in single precision, "auto" takes bf16
+            where the processor has instructions for it (emulated, it is hundreds of times slower).
+        seed: of weights, order and dropout.
+        log_every: steps between lines of the logs.
+        validate_every: steps between validation losses; 0 for never.
+        validation_steps: batches of one validation.
+        sample_every: steps between sample pictures and answers; 0 for never.
+        checkpoint_every: steps between checkpoints.
+        ema_decay: of the moving average of the weights; 0 for none.
+        compile: compile the model with torch.compile (needs a C++ compiler on CPU).
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    seed: int = 0
+    log_every: int = 10
+    validate_every: int = 200
+    validation_steps: int = 8
+    sample_every: int = 0
+    checkpoint_every: int = 200
+    ema_decay: float = 0.0
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What a stage of the unified model learns.
+
+    Args:
+        ratios: share of drawing, answering, text and chat documents in every step.
+        seq_len: tokens a packed row.
+        text_weight: weight of the text loss.
+        image_weight: weight of the loss on image codes (Emu3: 0.5).
+        z_loss: weight of the squared log partition (Chameleon: 1e-5).
+        prompt_dropout: share of drawings whose prompt is left empty, for guidance.
+        questions_per_picture: questions asked in one answering document.
+    """
+
+    ratios: Ratios = Ratios()
+    seq_len: int = 1024
+    text_weight: float = 1.0
+    image_weight: float = 1.0
+    z_loss: float = 1e-5
+    prompt_dropout: float = 0.1
+    questions_per_picture: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageObjectiveConfig:
+    """Losses of an image tokenizer (VQGAN, arXiv:2012.09841).
+
+    Args:
+        size: side in pixels of the training pictures.
+        l1_weight: weight of the absolute error.
+        l2_weight: weight of the squared error.
+        codebook_weight: weight of the quantizer's own loss.
+        perceptual_weight: weight of the feature distance; needs the `test` extra's EfficientNet.
+        adversarial_weight: weight of the patch discriminator, scaled by the ratio of last-layer gradients.
+        adversarial_start: step at which the discriminator joins.
+    """
+
+    size: int = 64
+    l1_weight: float = 1.0
+    l2_weight: float = 1.0
+    codebook_weight: float = 1.0
+    perceptual_weight: float = 0.0
+    adversarial_weight: float = 0.0
+    adversarial_start: int = 1000

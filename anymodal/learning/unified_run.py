@@ -1,0 +1,131 @@
+"""A training run of the unified model: shards and parts in, a model folder out."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+
+from anymodal.data.config import DataConfig
+from anymodal.data.index import ShardIndex
+from anymodal.data.progress import track
+from anymodal.data.samples import Reading, codes_of
+from anymodal.learning.batches import DocumentBatches, StepData, check_codes
+from anymodal.learning.callbacks import Best, Showing
+from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
+from anymodal.learning.fitting import fit
+from anymodal.learning.objective import UnifiedObjective
+from anymodal.model.config import AnyModalConfig
+from anymodal.model.folder import ModelFolder
+from anymodal.model.unified import AnyModal
+from anymodal.tokens.config import ChatTemplate, PictureLayout
+from anymodal.tokens.document import DocumentEncoder
+from anymodal.tokens.image import ImageTokenizer
+from anymodal.tokens.text import TextTokenizer
+from anymodal.tokens.vocabulary import Vocabulary
+from anymodal.tokens.weights import num_parameters
+
+log = logging.getLogger(__name__)
+
+HELD_OUT_SEED = 1_000_003
+
+
+def train_unified(
+    parts: ModelFolder,
+    *,
+    data: DataConfig,
+    stage: StageConfig,
+    optimizer: OptimizerConfig,
+    run: RunConfig,
+    out: Path,
+    show: Callable[[int], None] | None = None,
+) -> int:
+    """Train `parts.model` as `stage` says and write the best model to `out/model`; the same call resumes.
+
+    Returns the exit code: 0 when the run is complete.
+
+    Raises:
+        ValueError: the shards do not fit the model, or hold too many bad samples.
+    """
+    pl.seed_everything(run.seed, verbose=False)
+    train = _batches(parts, data, data.train, stage, run)
+    held_out = None
+    if data.held_out and run.validate_every:
+        plain = replace(stage, prompt_dropout=0.0)
+        checked = replace(run, seed=HELD_OUT_SEED, steps=run.validation_steps)
+        held_out = _batches(parts, data, data.held_out, plain, checked)
+    objective = UnifiedObjective(parts.model, stage=stage, optimizer=optimizer, run=run)
+    log.info(
+        "%s parameters, %d samples, %d steps of %d documents",
+        f"{num_parameters(parts.model):,}", len(train.index), run.steps, run.batch_size,
+    )  # fmt: skip
+
+    def save(_: pl.LightningModule, loss: float) -> None:
+        log.info("best held-out loss so far: %.4f", loss)
+        parts.save(out / "model")
+
+    callbacks: list[pl.Callback] = [Best(save)] if held_out is not None else []
+    if show is not None and run.sample_every:
+        callbacks.append(Showing(run.sample_every, show))
+    code = fit(objective, StepData(train, held_out, data.num_workers), run=run, out=out, callbacks=callbacks)
+    for reason, count in train.skipped.items():
+        log.warning("skipped %d samples: %s", count, reason)
+    if held_out is None or not (out / "model").is_dir():
+        parts.save(out / "model")
+    return code
+
+
+def _batches(parts: ModelFolder, data: DataConfig, shards: str, stage: StageConfig, run: RunConfig) -> DocumentBatches:
+    index = ShardIndex.open(
+        shards, index_folder=data.index_folder, max_bad_fraction=data.max_bad_fraction, progress=partial(track, what="index")
+    )
+    understanding = parts.model.config.understanding
+    reading = Reading(
+        fingerprint=parts.image_tokenizer.fingerprint,
+        look_size=understanding.image_size if understanding else None,
+        look_fit=understanding.fit if understanding else "pad",
+        prompt_dropout=stage.prompt_dropout,
+        questions_per_picture=stage.questions_per_picture,
+    )
+    if stage.ratios.draw or understanding is None:
+        check_codes(index, reading)
+    encoder = DocumentEncoder(
+        text_tokenizer=parts.text_tokenizer,
+        vocabulary=parts.model.vocabulary,
+        layout=parts.layout,
+        template=parts.template,
+        look_tokens=parts.model.look_tokens,
+    )
+    return DocumentBatches(
+        index,
+        encoder=encoder,
+        reading=reading,
+        ratios=stage.ratios,
+        seq_len=stage.seq_len,
+        order={"batch_size": run.batch_size, "seed": run.seed, "steps": run.steps, "cache_shards": data.cache_shards},
+    )
+
+
+def new_model(
+    config: AnyModalConfig, data: DataConfig, *, text_tokenizer: Path, image_tokenizer: Path, template: ChatTemplate
+) -> ModelFolder:
+    """Put an untrained model and its tokenizers together; the picture layout is read from the codes of the first sample.
+
+    Raises:
+        ValueError: a tokenizer is missing, or the shards carry no codes of this image tokenizer.
+    """
+    text, image = TextTokenizer.load(text_tokenizer), ImageTokenizer.from_pretrained(image_tokenizer)
+    index = ShardIndex.open(data.train, index_folder=data.index_folder, max_bad_fraction=data.max_bad_fraction)
+    reading = Reading(fingerprint=image.fingerprint, look_size=None)
+    check_codes(index, reading)
+    grid = codes_of(index.read(0), reading).shape
+    vocabulary = Vocabulary.build(text_size=text.vocab_size, specials=text.specials, codebook_size=image.codebook_size)
+    return ModelFolder(
+        model=AnyModal(config, vocabulary),
+        text_tokenizer=text,
+        image_tokenizer=image,
+        layout=PictureLayout(kind="fixed", sizes=((grid[0], grid[1]),)),
+        template=template,
+    )

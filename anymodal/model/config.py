@@ -1,0 +1,87 @@
+"""Configuration of the unified model; free of torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Shape of a decoder that can be Chameleon's, Emu3's or Janus's by configuration.
+
+    `norm_position`: "pre" normalises the input of each half block (Llama, Emu3, Janus, Chameleon-7B), "swin" its output
+    (Chameleon-34B, arXiv:2405.09818 section 2.2). `qk_norm`: "layer" is a LayerNorm with weights of its own for every head
+    (Chameleon), "rms" an RMSNorm that heads share (Qwen3).
+    """
+
+    dim: int = 256
+    depth: int = 6
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    head_dim: int = 64
+    hidden_dim: int = 704
+    norm_eps: float = 1e-6
+    norm_position: Literal["pre", "swin"] = "pre"
+    qk_norm: Literal["none", "layer", "rms"] = "none"
+    rope_theta: float = 10000.0
+    max_seq_len: int = 1024
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the geometry of the heads."""
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads must divide num_heads, got {self.num_kv_heads} and {self.num_heads}.")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnderstandingConfig:
+    """Shape of the vision encoder and its connector.
+
+    `merge` x `merge` neighbouring features become one token in the connector, so that a picture takes
+    (image_size / patch_size / merge) ** 2 positions. `fit`: how a picture of another shape is brought to the square.
+    """
+
+    image_size: int = 64
+    patch_size: int = 8
+    dim: int = 192
+    depth: int = 4
+    num_heads: int = 3
+    hidden_dim: int = 768
+    norm_eps: float = 1e-6
+    merge: int = 1
+    connector_depth: int = 2
+    fit: Literal["crop", "pad"] = "pad"
+
+    def __post_init__(self) -> None:
+        """Check that patches, heads and merging divide evenly."""
+        if self.image_size % (self.patch_size * self.merge):
+            raise ValueError(
+                f"patch_size x merge must divide image_size, got {self.patch_size} x {self.merge} and {self.image_size}."
+            )
+        if self.dim % self.num_heads:
+            raise ValueError(f"num_heads must divide dim, got {self.num_heads} and {self.dim}.")
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that one looked-at picture takes."""
+        return (self.image_size // self.patch_size // self.merge) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyModalConfig:
+    """Shape of the unified model.
+
+    `heads`: "shared" has one matrix over all ids (Chameleon, Emu3), "decoupled" an embedding and a head a modality
+    (Janus: `gen_embed`, `gen_aligner`, `gen_head`). `understanding` None means that looked-at pictures are read as codes.
+    """
+
+    transformer: TransformerConfig = TransformerConfig()
+    understanding: UnderstandingConfig | None = None
+    heads: Literal["shared", "decoupled"] = "shared"
+    tie_embeddings: bool = False
+    image_embedding_dim: int = 8
+    image_head_dim: int = 256

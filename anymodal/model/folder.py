@@ -1,0 +1,120 @@
+"""A model folder on disk: everything that one needs to sample, whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anymodal.configuration import from_dict, to_dict
+from anymodal.model.config import AnyModalConfig
+from anymodal.model.unified import AnyModal
+from anymodal.tokens.config import ChatTemplate, PictureLayout
+from anymodal.tokens.image import ImageTokenizer
+from anymodal.tokens.text import TextTokenizer
+from anymodal.tokens.vocabulary import Vocabulary
+from anymodal.tokens.weights import load_weights, read_json, save_weights
+
+FORMAT = 1
+
+
+@dataclass
+class ModelFolder:
+    """The parts of a model folder; `generation` are its measured sampling defaults, `card` is its README."""
+
+    model: AnyModal
+    text_tokenizer: TextTokenizer
+    image_tokenizer: ImageTokenizer
+    layout: PictureLayout
+    template: ChatTemplate
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    card: str = ""
+
+    def save(self, folder: str | Path) -> None:
+        """Write beside the target, then rename: a full disk leaves what was there.
+
+        Raises:
+            OSError: the disk is full or read-only.
+        """
+        folder = Path(folder)
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        try:
+            self._write(partial)
+            _replace_folder(partial, folder)
+        except OSError as error:
+            raise OSError(f"could not save {folder} ({error}); free some space and save again.") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        save_weights(self.model.state_dict(), folder)
+        self.image_tokenizer.save_pretrained(folder / "image_tokenizer")
+        self.text_tokenizer.save(folder / "tokenizer.json")
+        config = {
+            "format": FORMAT,
+            "model": to_dict(self.model.config),
+            "vocabulary": self.model.vocabulary.to_dict(),
+            "layout": to_dict(self.layout),
+            "template": to_dict(self.template),
+            "image_tokenizer": self.image_tokenizer.fingerprint,
+        }
+        _write_json(folder / "config.json", config)
+        _write_json(folder / "generation_config.json", self.generation)
+        (folder / "README.md").write_text(self.card or "# A model trained with anymodal\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ModelFolder":
+        """Read a folder.
+
+        Raises:
+            ValueError: a file, key or tensor is missing, unknown, mis-shaped or of another model.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ValueError(f"there is no model folder {folder}; give a folder that has a config.json, or an embedded name.")
+        config = read_json(folder / "config.json")
+        if config.get("format") != FORMAT:
+            raise ValueError(f"{folder / 'config.json'} has format {config.get('format')!r}, this version reads {FORMAT}.")
+        lacking = [key for key in ("model", "vocabulary", "layout", "template", "image_tokenizer") if key not in config]
+        if lacking:
+            raise ValueError(f"{folder / 'config.json'} lacks {', '.join(lacking)}.")
+        parts: dict[str, Any] = dict(config)
+        model = AnyModal(
+            from_dict(AnyModalConfig, parts["model"], "model"), Vocabulary.from_dict(parts["vocabulary"])
+        )
+        load_weights(model, folder)
+        if model.config.tie_embeddings:
+            model.head.weight = model.embedding.weight
+        image_tokenizer = ImageTokenizer.from_pretrained(folder / "image_tokenizer")
+        if image_tokenizer.fingerprint != parts["image_tokenizer"]:
+            raise ValueError(
+                f"{folder} was made with image tokenizer {parts['image_tokenizer']}, the one inside is "
+                f"{image_tokenizer.fingerprint}; its codes would mean other pictures. Copy the folder again."
+            )
+        card = folder / "README.md"
+        return cls(
+            model=model.eval(),
+            text_tokenizer=TextTokenizer.load(folder / "tokenizer.json"),
+            image_tokenizer=image_tokenizer,
+            layout=from_dict(PictureLayout, parts["layout"], "layout"),
+            template=from_dict(ChatTemplate, parts["template"], "template"),
+            generation=read_json(folder / "generation_config.json"),
+            card=card.read_text(encoding="utf-8") if card.is_file() else "",
+        )
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    before = target.with_name(f".{target.name}.{os.getpid()}.before")
+    if target.exists():
+        if any(target.iterdir()) and not (target / "config.json").is_file():
+            raise ValueError(f"{target} is no model folder and is not empty; save into a new folder.")
+        target.rename(before)
+    source.rename(target)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, sort_keys=False) + "\n", encoding="utf-8")

@@ -1,0 +1,254 @@
+"""The early-fusion decoder and its key-value cache."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from anymodal.model.config import TransformerConfig
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the documents of a packed batch lie, so that attention runs a document at a time.
+
+    `gather[s, j]` is the flat position of token j of document s (repeated at its end up to the longest), and `scatter[i]` the
+    place of flat position i in the gathered documents.
+    """
+
+    gather: Int[Tensor, "s l"]
+    scatter: Int[Tensor, " bn"]
+
+    @classmethod
+    def of(cls, documents: Int[Tensor, "b n"]) -> "Segments":
+        """Find the documents; padding tokens (-1) form documents of one token."""
+        flat = documents.flatten().clone()
+        padding = flat < 0
+        flat[padding] = flat.max() + 1 + torch.arange(int(padding.sum()), device=flat.device)
+        _, counts = torch.unique_consecutive(flat, return_counts=True)
+        starts = counts.cumsum(0) - counts
+        offsets = torch.arange(int(counts.max()), device=flat.device)
+        real = ~padding[starts]
+        starts, counts = starts[real], counts[real]
+        gather = starts[:, None] + torch.minimum(offsets[None], counts[:, None] - 1)
+        scatter = torch.zeros_like(flat)
+        valid = offsets[None] < counts[:, None]
+        scatter[gather[valid]] = torch.arange(gather.numel(), device=flat.device).view_as(gather)[valid]
+        return cls(gather=gather, scatter=scatter)
+
+
+class KVCache:
+    """Preallocated keys and values; every row has a length of its own.
+
+    >>> KVCache(TransformerConfig(), num_rows=2, capacity=32).lengths.tolist()
+    [0, 0]
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        num_rows: int,
+        capacity: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Reserve room for `capacity` tokens a row."""
+        shape = (config.depth, num_rows, config.num_kv_heads, capacity, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self.longest = 0
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a row can hold."""
+        return self.keys.shape[3]
+
+    def reserve(self, count: int) -> "CacheStep":
+        """Point at the next `count` places of every row.
+
+        Raises:
+            ValueError: the cache is full.
+        """
+        self.longest += count
+        if self.longest > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens a row, {self.longest} are needed; make it larger.")
+        places = self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
+        visible = torch.arange(self.longest, device=self.lengths.device) <= places[:, :, None]
+        return CacheStep(cache=self, places=places, visible=visible[:, None])
+
+    def keep(self, counts: Int[Tensor, " rows"], longest: int) -> None:
+        """Keep the first `counts` of the places reserved last; `longest` is the largest resulting length."""
+        self.lengths = self.lengths + counts
+        self.longest = longest
+
+
+@dataclass(frozen=True)
+class CacheStep:
+    """The places that one forward pass writes, and what its queries may see."""
+
+    cache: KVCache
+    places: Int[Tensor, "b n"]
+    visible: Tensor
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [b, heads, n, head_dim] keys and values of a layer, and return all visible ones."""
+        rows = torch.arange(len(self.places), device=self.places.device)[:, None]
+        self.cache.keys[layer][rows, :, self.places] = keys.transpose(1, 2).to(self.cache.keys.dtype)
+        self.cache.values[layer][rows, :, self.places] = values.transpose(1, 2).to(self.cache.values.dtype)
+        longest = self.visible.shape[-1]
+        return self.cache.keys[layer, :, :, :longest], self.cache.values[layer, :, :, :longest]
+
+
+class HeadNorm(nn.Module):
+    """LayerNorm over the width of a head with weights of its own for every head (Chameleon)."""
+
+    def __init__(self, num_heads: int, head_dim: int, eps: float = 1e-5) -> None:
+        """Start as the identity on normalised heads."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_heads, head_dim))
+        self.bias = nn.Parameter(torch.zeros(num_heads, head_dim))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "b n heads head_dim"]) -> Float[Tensor, "b n heads head_dim"]:
+        """Normalise every head."""
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight + self.bias
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped heads and rotary positions."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        """Build the projections of layer number `layer`."""
+        super().__init__()
+        self.config, self.layer = config, layer
+        heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
+        self.q_proj = nn.Linear(config.dim, heads * width, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.dim, kv_heads * width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.dim, kv_heads * width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(heads * width, config.dim, bias=config.attention_bias)
+        self.q_norm, self.k_norm = (_qk_norm(config, count) for count in (heads, kv_heads))
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], rotary: Float[Tensor, "2 b n r"], context: Segments | CacheStep | None
+    ) -> Float[Tensor, "b n d"]:
+        """Mix the tokens of each document."""
+        width = self.config.head_dim
+        q = rotate(self.q_norm(rearrange(self.q_proj(x), "b n (heads k) -> b n heads k", k=width)), rotary)
+        k = rotate(self.k_norm(rearrange(self.k_proj(x), "b n (heads k) -> b n heads k", k=width)), rotary)
+        v = rearrange(self.v_proj(x), "b n (heads k) -> b n heads k", k=width)
+        if isinstance(context, Segments):
+            q, k, v = (F.embedding(context.gather, t.flatten(2).flatten(0, 1)).unflatten(-1, (-1, width)) for t in (q, k, v))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.to(q.dtype).transpose(1, 2)
+        mask = None
+        if isinstance(context, CacheStep):
+            k, v = context.write(self.layer, k, v)
+            q, mask = q.to(k.dtype), context.visible
+        dropout = self.config.attention_dropout if self.training else 0.0
+        grouped = self.config.num_kv_heads != self.config.num_heads
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
+        )
+        out = rearrange(mixed, "b heads n k -> b n (heads k)")
+        if isinstance(context, Segments):
+            out = F.embedding(context.scatter, out.flatten(0, 1)).view(*x.shape[:2], -1)
+        return self.o_proj(out.to(x.dtype))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv:2002.05202)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        """Build the three projections."""
+        super().__init__()
+        self.gate_proj = nn.Linear(config.dim, config.hidden_dim, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.dim, config.hidden_dim, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.hidden_dim, config.dim, bias=config.mlp_bias)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Transform every token."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward with residuals."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        """Build layer number `layer`."""
+        super().__init__()
+        self.swin = config.norm_position == "swin"
+        self.attention = Attention(config, layer)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], rotary: Float[Tensor, "2 b n r"], context: Segments | CacheStep | None
+    ) -> Float[Tensor, "b n d"]:
+        """Apply the block."""
+        if self.swin:
+            x = x + self.dropout(self.attention_norm(self.attention(x, rotary, context)))
+            return x + self.dropout(self.feed_forward_norm(self.feed_forward(x)))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, context))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks between embeddings and heads.
+
+    >>> transformer = Transformer(TransformerConfig(dim=64, depth=1, num_heads=1, num_kv_heads=1))
+    >>> transformer(torch.zeros(1, 3, 64), torch.arange(3)[None]).shape
+    torch.Size([1, 3, 64])
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        """Build the stack; projections into the residual stream start small (GPT-2)."""
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.normal_(parameter, std=0.02 / (2 * config.depth) ** 0.5)
+            elif name.endswith("proj.weight"):
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        positions: Int[Tensor, "b n"],
+        context: Segments | CacheStep | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Return normalised hidden states; `context` None means that every row is one document."""
+        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        for block in self.blocks:
+            x = block(x, rotary, context)
+        return self.norm(x)
+
+
+def rotary_table(positions: Int[Tensor, "b n"], head_dim: int, theta: float) -> Float[Tensor, "2 b n r"]:
+    """Return cosines and sines of the rotary angles (arXiv:2104.09864, equation 15), in float32 or wider."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64) / head_dim
+    angles = positions[..., None].double() * theta**-exponents
+    return torch.stack((angles.cos(), angles.sin()))
+
+
+def rotate(x: Float[Tensor, "b n heads k"], rotary: Float[Tensor, "2 b n r"]) -> Float[Tensor, "b n heads k"]:
+    """Rotate the halves of every head against each other (the layout of transformers' Llama)."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = rotary.to(wide)[:, :, :, None].unbind(0)
+    first, second = x.to(wide).chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def _qk_norm(config: TransformerConfig, num_heads: int) -> nn.Module:
+    if config.qk_norm == "layer":
+        return HeadNorm(num_heads, config.head_dim)
+    if config.qk_norm == "rms":
+        return nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+    return nn.Identity()

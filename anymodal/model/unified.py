@@ -1,0 +1,179 @@
+"""AnyModal: embeddings, transformer and heads in one pure module."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from anymodal.model.config import AnyModalConfig
+from anymodal.model.loss import TokenLoss, token_loss
+from anymodal.model.transformer import CacheStep, KVCache, Segments, Transformer
+from anymodal.model.understanding import UnderstandingEncoder
+from anymodal.tokens.batch import IGNORE, Batch
+from anymodal.tokens.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """Hidden states, and the losses by modality where targets came along; logits are computed when read."""
+
+    hidden: Float[Tensor, "b n d"]
+    losses: dict[str, TokenLoss]
+    model: "AnyModal"
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "b n v"]:
+        """Scores of the text head: over all ids when heads are shared, else over the text ids."""
+        return self.model.text_logits(self.hidden)
+
+    @cached_property
+    def image_logits(self) -> Float[Tensor, "b n k"]:
+        """Scores over the image codes."""
+        return self.model.image_logits(self.hidden)
+
+
+class AnyModal(nn.Module):
+    """One transformer over text ids, image codes and looked-at pictures.
+
+    Heads and embeddings are shared over all ids (arXiv:2405.09818, arXiv:2409.18869) or decoupled (arXiv:2410.13848), by
+    configuration.
+
+    >>> vocabulary = Vocabulary.build(text_size=300, specials={"pad": 0}, codebook_size=64)
+    >>> model = AnyModal(AnyModalConfig(), vocabulary)
+    >>> model(torch.zeros(1, 4, dtype=torch.long)).logits.shape
+    torch.Size([1, 4, 364])
+    """
+
+    def __init__(self, config: AnyModalConfig, vocabulary: Vocabulary) -> None:
+        """Build an untrained model.
+
+        Raises:
+            ValueError: decoupled heads are asked for and text ids stand behind image codes.
+        """
+        super().__init__()
+        self.config, self.vocabulary = config, vocabulary
+        dim = config.transformer.dim
+        codes = vocabulary.table("image")
+        self.num_text_rows = vocabulary.size
+        if config.heads == "decoupled":
+            self.num_text_rows = int(codes.min())
+            if self.num_text_rows + len(codes) != vocabulary.size:
+                raise ValueError(
+                    f"decoupled heads need the image codes behind all other ids, but codes begin at {self.num_text_rows} and "
+                    f"{len(codes)} codes do not fill the {vocabulary.size} ids; use shared heads for this vocabulary."
+                )
+            self.image_embedding = nn.Embedding(len(codes), config.image_embedding_dim)
+            self.image_aligner = _mlp(config.image_embedding_dim, dim, dim)
+            self.image_head = _mlp(dim, config.image_head_dim, len(codes))
+        self.embedding = nn.Embedding(self.num_text_rows, dim)
+        self.transformer = Transformer(config.transformer)
+        self.understanding = UnderstandingEncoder(config.understanding, dim) if config.understanding else None
+        self.head = nn.Linear(dim, self.num_text_rows, bias=False)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.normal_(self.head.weight, std=0.02)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        code_of = torch.full((vocabulary.size,), -1)
+        code_of[codes] = torch.arange(len(codes))
+        self.register_buffer("code_of", code_of, persistent=False)
+        self.register_buffer("image_ids", codes.clone(), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.embedding.weight.device
+
+    @property
+    def look_tokens(self) -> int | None:
+        """Positions of one looked-at picture; None without an understanding path."""
+        return self.config.understanding.num_tokens if self.config.understanding else None
+
+    def forward(self, batch: Batch | Int[Tensor, "b n"]) -> ModelOutput:
+        """Read a batch, or plain ids in [0, vocab_size) with a document a row.
+
+        Raises:
+            ValueError: a row is longer than the context.
+        """
+        if isinstance(batch, Tensor):
+            positions = torch.arange(batch.shape[1], device=batch.device).expand_as(batch)
+            batch = Batch(ids=batch, targets=torch.full_like(batch, IGNORE), positions=positions)
+        longest = int(batch.positions.max()) + 1
+        if longest > self.config.transformer.max_seq_len:
+            raise ValueError(
+                f"a document has {longest} tokens, the context holds {self.config.transformer.max_seq_len}; shorten it."
+            )
+        x = self.embed(batch.ids, batch.look_pixels, batch.look_index)
+        segments = None if batch.documents is None else Segments.of(batch.documents)
+        hidden = self.transformer(x, batch.positions, segments)
+        return ModelOutput(hidden=hidden, losses=self._losses(hidden, batch.targets), model=self)
+
+    def step(
+        self,
+        ids: Int[Tensor, "b n"],
+        cache: KVCache,
+        look_pixels: Float[Tensor, "p 3 h w"] | None = None,
+        look_index: Int[Tensor, "p t"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Append ids to the cached rows and return their hidden states; the caller says with `cache.keep` what stays."""
+        step: CacheStep = cache.reserve(ids.shape[1])
+        x = self.embed(ids, look_pixels, look_index)
+        return self.transformer(x, step.places, step)
+
+    def embed(
+        self,
+        ids: Int[Tensor, "b n"],
+        look_pixels: Float[Tensor, "p 3 h w"] | None = None,
+        look_index: Int[Tensor, "p t"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Return the vectors of ids, with features of looked-at pictures at `look_index` of the flattened rows."""
+        if self.config.heads == "decoupled":
+            codes = self.code_of[ids]
+            is_code = (codes >= 0)[..., None]
+            read = self.embedding(torch.where(codes >= 0, 0, ids))
+            drawn = self.image_aligner(self.image_embedding(codes.clamp(min=0)))
+            x = torch.where(is_code, drawn.to(read.dtype), read)
+        else:
+            x = self.embedding(ids)
+        if look_pixels is not None and look_index is not None:
+            assert self.understanding is not None, "looked-at pictures need an understanding path"
+            features = self.understanding(look_pixels).flatten(0, 1).to(x.dtype)
+            x = x.flatten(0, 1).index_copy(0, look_index.flatten(), features).view_as(x)
+        elif self.understanding is not None and self.training:
+            x = x + 0.0 * sum(parameter.sum() for parameter in self.understanding.parameters())
+        return x
+
+    def text_logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        """Score the ids of the text head."""
+        return self.head(hidden)
+
+    def image_logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+        """Score the image codes."""
+        if self.config.heads == "decoupled":
+            return self.image_head(hidden)
+        return F.linear(hidden, self.head.weight[self.image_ids])
+
+    def _losses(self, hidden: Float[Tensor, "b n d"], targets: Int[Tensor, "b n"]) -> dict[str, TokenLoss]:
+        """Compute, for every modality, only the head that its targets need."""
+        flat, wanted = hidden.flatten(0, 1), targets.flatten()
+        is_code = (self.code_of[wanted.clamp(min=0)] >= 0) & (wanted != IGNORE)
+        is_text = ~is_code & (wanted != IGNORE)
+        if not self.training and not bool((wanted != IGNORE).any()):
+            return {}
+        image_targets = wanted[is_code]
+        shared = self.config.heads == "shared"
+        return {
+            "text": token_loss(self.head, flat[is_text], wanted[is_text], self.num_text_rows),
+            "image": token_loss(
+                self.head if shared else self.image_head,
+                flat[is_code],
+                image_targets if shared else self.code_of[image_targets],
+                self.num_text_rows if shared else len(self.image_ids),
+            ),
+        }
+
+
+def _mlp(before: int, between: int, after: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(before, between), nn.GELU(), nn.Linear(between, after))

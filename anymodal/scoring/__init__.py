@@ -1,0 +1,1 @@
+"""Scores of drawings, answers and image tokenizers."""

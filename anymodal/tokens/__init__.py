@@ -1,0 +1,1 @@
+"""Media to token ids and back."""

@@ -1,0 +1,92 @@
+"""Batch: what the unified model reads in one forward pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anymodal.tokens.document import TokenSequence
+
+IGNORE = -100
+PADDING = -1
+
+
+@dataclass
+class Batch:
+    """Rows of ids with what is to be predicted and what is looked at.
+
+    `targets[i, j]` is the id that position j predicts, or -100. `documents` tells which document a token belongs to (-1 is
+    padding); None means one document a row. Attention never crosses documents. `look_index` says where, in the flattened
+    rows, the features of looked-at pictures stand.
+    """
+
+    ids: Int[Tensor, "b n"]
+    targets: Int[Tensor, "b n"]
+    positions: Int[Tensor, "b n"]
+    documents: Int[Tensor, "b n"] | None = None
+    look_pixels: Float[Tensor, "p 3 h w"] | None = None
+    look_index: Int[Tensor, "p t"] | None = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Move every tensor to `device`."""
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        return type(self)(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+
+    def pin_memory(self) -> "Batch":
+        """Pin every tensor, for DataLoader."""
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        return type(self)(**{name: None if value is None else value.pin_memory() for name, value in moved.items()})
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are no padding."""
+        return self.ids.numel() if self.documents is None else int((self.documents != PADDING).sum())
+
+
+def targets_of(sequence: TokenSequence) -> Int[Tensor, " n"]:
+    """Return the id that each position predicts, or -100 where the next id carries no loss."""
+    shifted = torch.full_like(sequence.ids, IGNORE)
+    shifted[:-1] = torch.where(sequence.loss[1:], sequence.ids[1:], IGNORE)
+    return shifted
+
+
+def lay_out(rows: Sequence[Sequence[TokenSequence]], length: int, pad_id: int, look_tokens: int | None) -> Batch:
+    """Lay sequences out one behind the other in rows of `length` tokens.
+
+    Raises:
+        ValueError: a row holds more than `length` tokens.
+    """
+    shape = (len(rows), length)
+    ids = torch.full(shape, pad_id)
+    targets = torch.full(shape, IGNORE)
+    positions = torch.zeros(shape, dtype=torch.long)
+    documents = torch.full(shape, PADDING)
+    pixels: list[Tensor] = []
+    index: list[Tensor] = []
+    number = 0
+    for row, sequences in enumerate(rows):
+        start = 0
+        for sequence in sequences:
+            end = start + len(sequence.ids)
+            if end > length:
+                raise ValueError(f"a row of {length} tokens cannot hold {end}; raise seq_len or shorten the documents.")
+            ids[row, start:end] = sequence.ids
+            targets[row, start:end] = targets_of(sequence)
+            positions[row, start:end] = torch.arange(end - start)
+            documents[row, start:end] = number
+            for offset, picture in sequence.looks:
+                assert look_tokens is not None, "a sequence that looks needs a model with an understanding path"
+                pixels.append(picture)
+                index.append(torch.arange(look_tokens) + row * length + start + offset)
+            start, number = end, number + 1
+    looked = {"look_pixels": torch.stack(pixels), "look_index": torch.stack(index)} if pixels else {}
+    return Batch(ids=ids, targets=targets, positions=positions, documents=documents, **looked)
+
+
+def pad(sequences: Sequence[TokenSequence], pad_id: int, look_tokens: int | None) -> Batch:
+    """Put each sequence in a row of its own, padded on the right to the longest."""
+    length = max(len(sequence.ids) for sequence in sequences)
+    return lay_out([[sequence] for sequence in sequences], length, pad_id, look_tokens)

@@ -1,0 +1,328 @@
+"""Interleaved parts and chat turns <-> one sequence of ids that knows what is a target."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from PIL import Image
+from torch import Tensor
+
+from anymodal.tokens.config import ChatTemplate, PictureLayout
+from anymodal.tokens.grammar import header_text
+from anymodal.tokens.parts import Codes, Document, Draw, Look, Part, Picture, Say, Turn, as_turns
+from anymodal.tokens.text import TextTokenizer
+from anymodal.tokens.vocabulary import Vocabulary
+
+__all__ = [
+    "Codes",
+    "Document",
+    "DocumentEncoder",
+    "Draw",
+    "Look",
+    "Part",
+    "Picture",
+    "Say",
+    "TokenSequence",
+    "Turn",
+    "as_turns",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSequence:
+    """One document as ids.
+
+    Attributes:
+        ids: at a picture that the understanding path reads, the special `look`, once a feature.
+        loss: is this id a target.
+        looks: where the ids of a looked-at picture start, and its pixels [3, h, w], in order.
+
+    >>> TokenSequence(torch.tensor([1, 5]), torch.tensor([False, True]), ()).ids.tolist()
+    [1, 5]
+    """
+
+    ids: Int[Tensor, " n"]
+    loss: Bool[Tensor, " n"]
+    looks: tuple[tuple[int, Tensor], ...]
+
+
+class DocumentEncoder:
+    """Write documents as ids and read sampled ids back.
+
+    Pictures must already be what the sequence needs: codes [rows, columns] for `Draw` and `Codes`; for `Look` pixels
+    [3, h, w], or codes where `look_tokens` is None because the model has no understanding path.
+
+    Raises:
+        ValueError: layout or template need a special that the vocabulary lacks, or the tokenizer does not fit.
+
+    >>> tokenizer = TextTokenizer.learn(["a red apple"], vocab_size=280)
+    >>> vocabulary = Vocabulary.build(text_size=280, specials=tokenizer.specials, codebook_size=16)
+    >>> encoder = DocumentEncoder(text_tokenizer=tokenizer, vocabulary=vocabulary, look_tokens=None,
+    ...                           layout=PictureLayout(sizes=((2, 2),)), template=ChatTemplate())
+    >>> sequence = encoder.encode(["a red apple", Draw(torch.tensor([[1, 2], [3, 4]]))])
+    >>> sequence.ids[sequence.loss].tolist()
+    [5, 281, 282, 283, 284, 6, 2]
+    >>> encoder.decode(sequence.ids)[1].picture.tolist()
+    [[1, 2], [3, 4]]
+    """
+
+    def __init__(
+        self,
+        *,
+        text_tokenizer: TextTokenizer,
+        vocabulary: Vocabulary,
+        layout: PictureLayout,
+        template: ChatTemplate,
+        look_tokens: int | None,
+    ) -> None:
+        if text_tokenizer.vocab_size > vocabulary.size:
+            raise ValueError(
+                f"the text tokenizer has ids up to {text_tokenizer.vocab_size - 1}, but the vocabulary ends at "
+                f"{vocabulary.size - 1}; use the tokenizer that the model was made with"
+            )
+        if look_tokens is not None and look_tokens < 1:
+            raise ValueError(f"look_tokens must be at least 1, or None without understanding path, not {look_tokens}")
+        self.text_tokenizer, self.vocabulary = text_tokenizer, vocabulary
+        self.layout, self.template, self.look_tokens = layout, template, look_tokens
+        self._control = frozenset(vocabulary.specials.values()).union(
+            *(vocabulary.table(modality).tolist() for modality in vocabulary.modalities)
+        )
+        self._names = {index: name for name, index in vocabulary.specials.items()}
+        self._boi, self._eoi = vocabulary.special("boi"), vocabulary.special("eoi")
+        self._look = [] if look_tokens is None else [vocabulary.special("look")] * look_tokens
+        self._heads = {size: self._head(size) for size in layout.sizes}
+        self._tail = [vocabulary.special("eof"), self._eoi] if layout.kind == "rows" else [self._eoi]
+        self._eol = vocabulary.special("eol") if layout.kind == "rows" else None
+        self._begin, self._plain_end = self._resolve(template.begin), self._resolve(template.plain_end)
+        self._around = {
+            "user": (self._resolve(template.user[0]), self._resolve(template.user[1])),
+            "assistant": (self._resolve(template.assistant[0]), self._resolve(template.assistant[1])),
+        }
+
+    def encode(self, document: Document, *, complete: bool = True) -> TokenSequence:
+        """Write a document (or, with `complete=False`, a prompt whose assistant's turn stays open) as ids.
+
+        Raises:
+            ValueError: no target in a complete document, or a picture that is not what the sequence needs.
+        """
+        return self._write(document, complete=complete).sequence()
+
+    def prompt_image(self, document: Document, *, size: tuple[int, int] | None = None) -> TokenSequence:
+        """Write a prompt that a picture follows: it ends in BOI or, in `rows` with a `size`, in header and IMG.
+
+        Raises:
+            ValueError: the layout does not hold `size`.
+        """
+        writer = self._write(document, complete=False)
+        writer.add([self._boi] if size is None else self._heads[self._held(size)], loss=False)
+        return writer.sequence()
+
+    def decode(self, ids: Int[Tensor, " n"] | Sequence[int]) -> list[str | Codes]:
+        """Read sampled ids: pieces of text and whole grids of codes, in order; other specials are left out.
+
+        The ids may start behind a BOI or an IMG that stood in the prompt.
+
+        Raises:
+            ValueError: codes that form no whole grid of the layout.
+        """
+        sequence = torch.as_tensor(ids, dtype=torch.long).cpu()
+        is_code = self.vocabulary.is_code(sequence)
+        codes = torch.full_like(sequence, -1)
+        codes[is_code] = self.vocabulary.to_codes(sequence[is_code])
+        reader = _Reader(self)
+        for index, code in zip(sequence.tolist(), codes.tolist(), strict=True):
+            reader.read(index, code, self._names.get(index))
+        return reader.close()
+
+    def _write(self, document: Document, *, complete: bool) -> "_Writer":
+        writer = _Writer(self)
+        writer.template(self._begin, loss=False)
+        entries = as_turns(document, complete=complete)
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, Turn):
+                writer.part(entry, loss=True)
+                continue
+            opening, closing = self._around[entry.role]
+            answers = entry.role == "assistant"
+            writer.template(opening, loss=False)
+            for part in entry.parts:
+                writer.part(part, loss=answers)
+            if complete or number < len(entries) - 1:
+                writer.template(closing, loss=answers)
+        if not isinstance(entries[0], Turn):
+            writer.template(self._plain_end, loss=True)
+        return writer
+
+    def picture_ids(self, picture: Picture) -> list[int]:
+        """Write codes [rows, columns] as the whole block from BOI to EOI.
+
+        Raises:
+            ValueError: no codes, a grid that the layout does not hold, or a code that the vocabulary lacks.
+        """
+        if not isinstance(picture, Tensor) or picture.is_floating_point() or picture.dtype == torch.bool:
+            kind = f"a tensor of {picture.dtype}" if isinstance(picture, Tensor) else type(picture).__name__
+            raise ValueError(f"a picture must be whole-number codes here, not {kind}; use the image tokenizer first")
+        head = self._heads[self._held(tuple(picture.shape))]
+        ids = self.vocabulary.to_ids(picture)
+        if self._eol is not None:
+            ids = torch.nn.functional.pad(ids, (0, 1), value=self._eol)
+        flat: list[int] = ids.flatten().tolist()
+        return [*head, *flat, *self._tail]
+
+    def look_ids(self) -> list[int]:
+        """Write the block of a picture that the understanding path reads."""
+        return [self._boi, *self._look, self._eoi]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Write text; none of its ids is a special or a code.
+
+        Raises:
+            ValueError: the text is not Unicode text, or the tokenizer does not keep it apart from control tokens.
+        """
+        ids = self.text_tokenizer.encode(text)
+        if not self._control.isdisjoint(ids):
+            wrong = self.text_tokenizer.piece(next(index for index in ids if index in self._control))
+            raise ValueError(f"text must not hold a control token, but {wrong!r} is one; remove it")
+        return ids
+
+    def _held(self, size: tuple[int, ...]) -> tuple[int, int]:
+        if size not in self._heads:
+            held = ", ".join(f"{rows}x{columns}" for rows, columns in self.layout.sizes)
+            got = "x".join(map(str, size))
+            raise ValueError(f"a picture of this model has {held} codes, not {got}; resize the picture")
+        return size[0], size[1]
+
+    def _head(self, size: tuple[int, int]) -> list[int]:
+        if self.layout.kind == "fixed":
+            return [self._boi]
+        return [self._boi, *self.text_ids(header_text(size)), self.vocabulary.special("img")]
+
+    def _resolve(self, entries: Sequence[str]) -> list[int | str]:
+        """Turn the entries of a template into special ids and literal text."""
+        named = [re.fullmatch(r"<(\w+)>", entry) for entry in entries]
+        return [self.vocabulary.special(name[1]) if name else entry for name, entry in zip(named, entries, strict=True)]
+
+
+class _Writer:
+    """Collect ids and losses; text waits until its run ends, so that joined strings are encoded as one."""
+
+    def __init__(self, encoder: DocumentEncoder) -> None:
+        self.encoder = encoder
+        self.ids: list[int] = []
+        self.loss: list[bool] = []
+        self.looks: list[tuple[int, Tensor]] = []
+        self.waiting: list[str] = []
+        self.waiting_loss = False
+
+    def add(self, ids: list[int], *, loss: bool) -> None:
+        self.flush()
+        self.ids += ids
+        self.loss += [loss] * len(ids)
+
+    def text(self, text: str, *, loss: bool) -> None:
+        if loss != self.waiting_loss:
+            self.flush()
+        self.waiting_loss = loss
+        self.waiting.append(text)
+
+    def template(self, entries: list[int | str], *, loss: bool) -> None:
+        for entry in entries:
+            if isinstance(entry, str):
+                self.text(entry, loss=loss)
+            else:
+                self.add([entry], loss=loss)
+
+    def part(self, part: Part, *, loss: bool) -> None:
+        if isinstance(part, str):
+            self.text(part, loss=loss)
+        elif isinstance(part, Say):
+            self.text(part.text, loss=True)
+        elif isinstance(part, Draw | Codes):
+            self.add(self.encoder.picture_ids(part.picture), loss=isinstance(part, Draw))
+        elif isinstance(part, Look | Image.Image):
+            self.look(part.picture if isinstance(part, Look) else part)
+        else:
+            raise ValueError(f"a part of a document is text, Say, Look, Draw, Codes or an image, not {part!r}")
+
+    def look(self, picture: Picture) -> None:
+        if self.encoder.look_tokens is None:
+            self.add(self.encoder.picture_ids(picture), loss=False)
+            return
+        if not isinstance(picture, Tensor) or not picture.is_floating_point() or picture.shape[:-2] != (3,):
+            got = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, Tensor) else type(picture).__name__
+            raise ValueError(f"a looked-at picture must be pixels [3, h, w] here, not {got}; use to_pixels")
+        self.flush()
+        self.looks.append((len(self.ids) + 1, picture))
+        self.add(self.encoder.look_ids(), loss=False)
+
+    def flush(self) -> None:
+        if self.waiting:
+            text, self.waiting = "".join(self.waiting), []
+            self.add(self.encoder.text_ids(text), loss=self.waiting_loss)
+
+    def sequence(self) -> TokenSequence:
+        self.flush()
+        if self.loss:
+            self.loss[0] = False  # nothing stands before the first id that could predict it
+        return TokenSequence(
+            torch.tensor(self.ids, dtype=torch.long), torch.tensor(self.loss, dtype=torch.bool), tuple(self.looks)
+        )
+
+
+class _Reader:
+    """Cut sampled ids into text and grids."""
+
+    def __init__(self, encoder: DocumentEncoder) -> None:
+        self.encoder = encoder
+        self.pieces: list[str | Codes] = []
+        self.text: list[int] = []
+        self.codes: list[int] = []
+        self.row_ends: list[int] = []
+        self.header: str | None = None
+
+    def read(self, index: int, code: int, name: str | None) -> None:
+        if code >= 0:
+            self.end_text()
+            self.codes.append(code)
+        elif name is None:
+            self.end_picture()
+            self.text.append(index)
+        elif name == "img":  # what stood before it was the header
+            self.header = self.encoder.text_tokenizer.decode(self.text)
+            self.text = []
+        elif name == "eol":
+            self.row_ends.append(len(self.codes))
+        elif name != "eof":
+            self.end_text()
+            self.end_picture()
+
+    def close(self) -> list[str | Codes]:
+        self.end_text()
+        self.end_picture()
+        return self.pieces
+
+    def end_text(self) -> None:
+        if self.text:
+            self.pieces.append(self.encoder.text_tokenizer.decode(self.text))
+            self.text = []
+
+    def end_picture(self) -> None:
+        layout = self.encoder.layout
+        if not self.codes and not self.row_ends and self.header is None:
+            return
+        rows, columns = layout.sizes[0]
+        whole = len(self.codes) == rows * columns
+        if layout.kind == "rows":
+            rows, columns = len(self.row_ends), self.row_ends[0] if self.row_ends else 0
+            named = self.header in (None, header_text((rows, columns)))
+            whole = named and (rows, columns) in layout.sizes and len(self.codes) == rows * columns
+            whole = whole and self.row_ends == list(range(columns, rows * columns + 1, columns))
+        if not whole:
+            raise ValueError(
+                f"{len(self.codes)} codes in {len(self.row_ends)} closed rows form no whole picture of this layout; "
+                "sample with the grammar and let it finish"
+            )
+        self.pieces.append(Codes(torch.tensor(self.codes, dtype=torch.long).reshape(rows, columns)))
+        self.codes, self.row_ends, self.header = [], [], None

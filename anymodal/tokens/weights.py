@@ -1,0 +1,106 @@
+"""Weights in a folder: safetensors in and out, with clear errors."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+WEIGHTS = "model.safetensors"
+MAX_HEADER_BYTES = 10_000_000
+
+
+def save_weights(state: Mapping[str, Tensor], folder: Path) -> None:
+    """Write `state` as `model.safetensors`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{WEIGHTS}.{os.getpid()}.partial"
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise OSError(f"could not write {folder / WEIGHTS}: {error}; free some space and save again.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """Fill `module` from `model.safetensors`, keeping the stored floating point type.
+
+    Raises:
+        ValueError: the file is missing or broken, or a tensor is missing, unknown or of another shape; all are named.
+    """
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern)]
+        way = f"; {pickles[0]} is a pickle and is not read: convert it to safetensors" if pickles else ""
+        raise ValueError(f"{path} is missing{way}.")
+    _check_header(path)
+    expected = module.state_dict()
+    try:
+        with safe_open(path, framework="pt") as file:
+            _check_tensors(path, expected, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in expected}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no readable safetensors file ({error}); copy or download it again.") from error
+    module.load_state_dict(state, assign=True)
+
+
+def _check_header(path: Path) -> None:
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > MAX_HEADER_BYTES:
+        raise ValueError(f"the header of {path} claims {size} bytes, at most {MAX_HEADER_BYTES} are read; the file is broken or hostile.")
+
+
+def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> None:
+    missing = sorted(set(expected) - set(found))
+    unknown = sorted(set(found) - set(expected))
+    shapes = [
+        f"{name}: expected {list(expected[name].shape)}, got {list(found[name])}"
+        for name in sorted(set(expected) & set(found))
+        if tuple(expected[name].shape) != found[name]
+    ]
+    problems = [f"missing tensors {missing[:5]}"] * bool(missing) + [f"unknown tensors {unknown[:5]}"] * bool(unknown)
+    problems += [f"other shapes ({'; '.join(shapes[:5])})"] * bool(shapes)
+    if problems:
+        raise ValueError(f"{path} does not fit its config.json: {', '.join(problems)}; use the files of one model together.")
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: the file is missing or holds no JSON object.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; a model folder needs it.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON ({error}).") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}.")
+    return data
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Count the trainable numbers of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return the torch type of "float32", "bfloat16", "float16" or "float64".
+
+    Raises:
+        ValueError: any other name.
+    """
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    if name not in types:
+        raise ValueError(f"dtype must be one of {', '.join(types)}, got {name!r}.")
+    return types[name]

@@ -1,0 +1,74 @@
+"""Train an image tokenizer on the pictures of shards.
+
+    anymodal tokenizers image --config configs/emoji/image_tokenizer.yaml
+    anymodal tokenizers image --data.train "data/train-{000000..000003}.tar" --out runs/tokenizer --losses.size 256
+
+The best tokenizer (by its loss on --data.held_out, where given) is in OUT/image_tokenizer; checkpoints, logs and pictures
+(real above reconstructed) stand beside it. Ctrl-C saves; the same command resumes.
+"""
+
+from pathlib import Path
+
+from anymodal.data.config import DataConfig
+from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunConfig
+from anymodal.tokens.image_config import ImageTokenizerConfig
+
+
+def main(
+    *,
+    out: Path,
+    data: DataConfig,
+    tokenizer: ImageTokenizerConfig = ImageTokenizerConfig(),
+    losses: ImageObjectiveConfig = ImageObjectiveConfig(),
+    optimizer: OptimizerConfig = OptimizerConfig(),
+    run: RunConfig = RunConfig(),
+) -> int:
+    """Train an image tokenizer.
+
+    Args:
+        out: folder of the run.
+        data: shards to train on.
+        tokenizer: shape of the tokenizer.
+        losses: what it minimises.
+        optimizer: how it learns.
+        run: how long it trains and what it writes on its way.
+    """
+    import torch
+
+    from anymodal.data.index import ShardIndex
+    from anymodal.data.pictures import to_image
+    from anymodal.data.samples import pixels_of
+    from anymodal.data.sheet import contact_sheet
+    from anymodal.learning.image_run import train_image_tokenizer
+    from anymodal.tokens.image import ImageTokenizer
+
+    torch.manual_seed(run.seed)
+    built = ImageTokenizer(tokenizer)
+    shown = ShardIndex.open(
+        data.held_out or data.train, index_folder=data.index_folder, max_bad_fraction=data.max_bad_fraction, needs=("picture",)
+    )
+    real = torch.stack([pixels_of(shown.read(i), losses.size, "crop") for i in range(min(12, len(shown)))])
+
+    def show(step: int) -> None:
+        drawn = built.decode(built.encode(real))
+        sheet = contact_sheet([to_image(picture) for picture in (*real, *drawn)], columns=len(real))
+        (out / "samples").mkdir(parents=True, exist_ok=True)
+        sheet.save(out / "samples" / f"step-{step:08d}.png")
+
+    features = None
+    if losses.perceptual_weight:
+        from anymodal.scoring.features import feature_maps
+
+        features = feature_maps()
+    code = train_image_tokenizer(
+        built,
+        data=data,
+        losses=losses,
+        optimizer=optimizer,
+        run=run,
+        out=out,
+        features=features,
+        show=show,
+    )
+    print(f"{out / 'image_tokenizer'}: fingerprint {ImageTokenizer.from_pretrained(out / 'image_tokenizer').fingerprint}")
+    return code

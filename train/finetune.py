@@ -1,0 +1,44 @@
+"""Go on training a model folder on shards with codes.
+
+    anymodal train finetune --model emoji --data.train "data/coded/{000000..000003}.tar" --out runs/tuned
+
+The shards must carry codes of the model's own image tokenizer (`anymodal tokenizers codes --image_tokenizer
+MODEL/image_tokenizer`). The result is in OUT/model. Ctrl-C saves; the same command resumes.
+"""
+
+from pathlib import Path
+
+from anymodal.data.config import DataConfig
+from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
+
+
+def main(
+    *,
+    model: str,
+    out: Path,
+    data: DataConfig,
+    stage: StageConfig = StageConfig(),
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, warmup_steps=20),
+    run: RunConfig = RunConfig(steps=200),
+    prompts: list[str] = [],  # noqa: B006 (never changed)
+) -> int:
+    """Fine-tune a unified model.
+
+    Args:
+        model: model folder, or the name of an embedded model.
+        out: folder of the run.
+        data: shards with codes.
+        stage: what is learned, in which mixture.
+        optimizer: how it learns.
+        run: how long it trains and what it writes on its way.
+        prompts: what is drawn every run.sample_every steps.
+    """
+    from anymodal.learning.unified_run import train_unified
+    from anymodal.pipeline import from_pretrained
+    from anymodal.scoring.showing import drawings
+
+    pipe = from_pretrained(model, device="cpu", dtype="float32")
+    show = drawings(pipe, prompts, out / "samples") if prompts else None
+    code = train_unified(pipe.parts, data=data, stage=stage, optimizer=optimizer, run=run, out=out, show=show)
+    print(f"{out / 'model'}: {run.steps} steps" if code == 0 else f"{out}: stopped; the same command resumes")
+    return code
