@@ -21,11 +21,11 @@ def to_dict(config: Any) -> Any:
     return config
 
 
-def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T:
-    """Build the dataclass `cls` from plain data.
+def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
+    """Build the dataclass `cls` from a mapping of plain data.
 
     Raises:
-        ValueError: a key is unknown or missing, or a value has the wrong type; the message names it and where it stands.
+        ValueError: a key is unknown or missing, or a value has the wrong type; the message says which and where.
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{where} must be a mapping of options, got {type(data).__name__}.")
@@ -47,7 +47,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T
     return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in data.items()})
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, where: str) -> Any:  # noqa: PLR0911  (a return a kind of hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -76,4 +76,6 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[
         return tuple(_convert(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if len(arguments) != len(value):
         raise ValueError(f"{where} must have {len(arguments)} entries, got {len(value)}.")
-    return tuple(_convert(hint, entry, f"{where}[{i}]") for i, (hint, entry) in enumerate(zip(arguments, value, strict=True)))
+    return tuple(
+        _convert(hint, entry, f"{where}[{i}]") for i, (hint, entry) in enumerate(zip(arguments, value, strict=True))
+    )

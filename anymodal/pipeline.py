@@ -35,6 +35,13 @@ class Usage:
 
     tokens: int
     seconds: float
+    rows: int = 0
+
+    def report(self, what: str, count: int | None = None) -> str:
+        """Return one line, such as "4 images, 260 tokens in 0.5 s (520 tokens/s)"."""
+        number = self.rows if count is None else count
+        things = f"{number} {what}{'s' * (number != 1)}"
+        return f"{things}, {self.tokens} tokens in {self.seconds:.2f} s ({self.tokens_per_second:.0f} tokens/s)\n"
 
     @property
     def tokens_per_second(self) -> float:
@@ -53,14 +60,18 @@ def from_pretrained(
         ValueError: no such model, or its folder is broken; the message names the file.
     """
     if allow_pickle:
-        raise ValueError("allow_pickle is for published layouts that hold pickles; this version reads safetensors folders only.")
+        raise ValueError(
+            "allow_pickle is for published layouts that hold pickles; this version reads safetensors folders only."
+        )
     embedded = EMBEDDED / str(name_or_folder)
     folder = Path(name_or_folder)
     if not folder.is_dir() and embedded.is_dir():
         folder = embedded
     if not folder.is_dir():
         names = sorted(path.name for path in EMBEDDED.glob("*")) if EMBEDDED.is_dir() else []
-        raise ValueError(f"there is no model {str(name_or_folder)!r}: no such folder, and the embedded models are {names}.")
+        raise ValueError(
+            f"there is no model {str(name_or_folder)!r}: no such folder, and the embedded models are {names}."
+        )
     where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = dtype_of(dtype) if dtype != "auto" else (torch.bfloat16 if where.startswith("cuda") else torch.float32)
     parts = ModelFolder.load(folder)
@@ -107,7 +118,7 @@ class Pipeline:
         width: int | None = None,
         seed: int = 0,
     ) -> list[Image.Image]:
-        """Draw `num_images` pictures of every prompt, in the order of the prompts; picture i of a prompt has seed `seed` + i.
+        """Draw `num_images` pictures of every prompt, in their order; picture i of a prompt has seed `seed` + i.
 
         Raises:
             ValueError: the model cannot draw this size, or a prompt does not fit the context.
@@ -141,7 +152,9 @@ class Pipeline:
         questions = [question] if isinstance(question, str) else list(question)
         images = [image] * len(questions) if isinstance(image, Image.Image) else list(image)
         if len(images) != len(questions):
-            raise ValueError(f"there must be one picture a question, got {len(images)} pictures and {len(questions)} questions.")
+            raise ValueError(
+                f"there must be one picture a question, got {len(images)} pictures and {len(questions)} questions."
+            )
         sampling = self._sampling(self.generation.text, None, temperature, top_k, top_p)
         grammar = compile_grammar(self.vocabulary, self.parts.layout, "text", text_tokenizer=self.text_tokenizer)
         requests = [
@@ -183,7 +196,9 @@ class Pipeline:
         if want == "image":
             codes = self._draw([self._image_request(resolved, None, drawing, None, seed)])[0]
             return [self._decode_picture(codes)]
-        return self._continue(resolved, want, max_new_tokens or self.generation.max_new_tokens, max_images, (drawing, writing, seed))
+        return self._continue(
+            resolved, want, max_new_tokens or self.generation.max_new_tokens, max_images, (drawing, writing, seed)
+        )
 
     def log_likelihood(self, document: Document, target: str | Draw) -> float:
         """Return the log probability, in nats, of `target` as what comes next; closing specials do not count.
@@ -227,9 +242,14 @@ class Pipeline:
         return batch
 
     def _sampling(
-        self, default: SamplingConfig, guidance: float | None, temperature: float | None, top_k: int | None, top_p: float | None
+        self,
+        default: SamplingConfig,
+        guidance: float | None,
+        temperature: float | None,
+        top_k: int | None,
+        top_p: float | None,
     ) -> SamplingConfig:
-        given = {"guidance_scale": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        given: dict[str, Any] = {"guidance_scale": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         return replace(default, **{name: value for name, value in given.items() if value is not None})
 
     def _grid(self, height: int | None, width: int | None) -> tuple[int, int]:
@@ -240,14 +260,23 @@ class Pipeline:
         grid = (wanted[0] // factor, wanted[1] // factor)
         if wanted != (grid[0] * factor, grid[1] * factor) or grid not in self.parts.layout.sizes:
             sizes = ", ".join(f"{a * factor} x {b * factor}" for a, b in self.parts.layout.sizes)
-            raise ValueError(f"this model draws pictures of {sizes} pixels (height x width), not {wanted[0]} x {wanted[1]}.")
+            raise ValueError(
+                f"this model draws pictures of {sizes} pixels (height x width), not {wanted[0]} x {wanted[1]}."
+            )
         return grid
 
     def _image_request(
-        self, document: Document, negative: str | None, sampling: SamplingConfig, grid: tuple[int, int] | None, seed: int
+        self,
+        document: Document,
+        negative: str | None,
+        sampling: SamplingConfig,
+        grid: tuple[int, int] | None,
+        seed: int,
     ) -> Request:
         size = grid if self.parts.layout.kind == "rows" else None
-        grammar = compile_grammar(self.vocabulary, self.parts.layout, "image", text_tokenizer=self.text_tokenizer, size=size)
+        grammar = compile_grammar(
+            self.vocabulary, self.parts.layout, "image", text_tokenizer=self.text_tokenizer, size=size
+        )
         return Request(
             prompt=self.encoder.prompt_image(document, size=size),
             unconditional=self.encoder.prompt_image([negative or ""], size=size),
@@ -257,7 +286,12 @@ class Pipeline:
         )
 
     def _continue(
-        self, document: Document, want: Want, budget: int, max_images: int, how: tuple[SamplingConfig, SamplingConfig, int]
+        self,
+        document: Document,
+        want: Want,
+        budget: int,
+        max_images: int,
+        how: tuple[SamplingConfig, SamplingConfig, int],
     ) -> list[str | Image.Image]:
         """Write text up to a picture, draw it with guidance, and go on behind it."""
         drawing, writing, seed = how
@@ -269,7 +303,9 @@ class Pipeline:
             kind: Want = "any" if want == "any" and drawn < max_images else "text"
             grammar = compile_grammar(self.vocabulary, self.parts.layout, kind, text_tokenizer=self.text_tokenizer)
             stops = frozenset({boi})
-            request = Request(prompt=prompt, grammar=grammar, text=writing, seed=seed, max_new_tokens=budget, stop_ids=stops)
+            request = Request(
+                prompt=prompt, grammar=grammar, text=writing, seed=seed, max_new_tokens=budget, stop_ids=stops
+            )
             ids = self._timed([request])[0]
             budget -= len(ids)
             if text := self._text(ids):
@@ -292,7 +328,8 @@ class Pipeline:
     def _timed(self, requests: Sequence[Request]) -> list[Int[Tensor, " n"]]:
         start = time.perf_counter()
         results = self.sampler.generate(requests)
-        self.usage = Usage(tokens=sum(len(ids) for ids in results), seconds=time.perf_counter() - start)
+        tokens, seconds = sum(len(ids) for ids in results), time.perf_counter() - start
+        self.usage = Usage(tokens=tokens, seconds=seconds, rows=len(results))
         return results
 
     def _codes(self, ids: Int[Tensor, " n"]) -> Int[Tensor, "rows columns"]:
@@ -312,7 +349,9 @@ class Pipeline:
             return picture
         factor = self.image_tokenizer.config.down_sampling
         rows, columns = self.parts.layout.sizes[0]
-        pixels = picture if isinstance(picture, Tensor) else to_pixels(picture, rows * factor, columns * factor, fit="crop")
+        pixels = (
+            picture if isinstance(picture, Tensor) else to_pixels(picture, rows * factor, columns * factor, fit="crop")
+        )
         return self.image_tokenizer.encode(pixels[None].to(self.model.device))[0].cpu()
 
     def _resolve(self, document: Document) -> list[Any]:

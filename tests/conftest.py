@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -13,6 +15,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # read by torch when it is imported, he
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 install_import_hook(["anymodal"], "beartype.beartype")  # before anything imports the library
+
+if TYPE_CHECKING:
+    from anymodal.data.config import DataConfig
+    from anymodal.model.folder import ModelFolder
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,3 +39,99 @@ def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
     return run
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A tiny world: 24 samples with 4 x 4 codes of 16 x 16 pixels, tokenizers, and untrained models of them."""
+
+    folder: Path
+
+    @property
+    def plain(self) -> str:
+        """Name the shards without codes."""
+        return str(self.folder / "plain")
+
+    @property
+    def coded(self) -> str:
+        """Name the shards with codes."""
+        return str(self.folder / "coded")
+
+    @property
+    def text_tokenizer(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+    @property
+    def image_tokenizer(self) -> Path:
+        return self.folder / "image_tokenizer"
+
+    @property
+    def data(self) -> "DataConfig":
+        from anymodal.data.config import DataConfig
+
+        return DataConfig(train=self.coded, num_workers=0)
+
+    def parts(self, *, seed: int = 0, dropout: float = 0.0, **changes: Any) -> "ModelFolder":
+        """Make an untrained model folder."""
+        import torch
+
+        from anymodal.learning.unified_run import new_model
+        from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
+        from anymodal.tokens.config import ChatTemplate
+
+        torch.manual_seed(seed)
+        transformer = TransformerConfig(
+            dim=32, depth=2, num_heads=2, num_kv_heads=1, head_dim=16, hidden_dim=64, max_seq_len=512, dropout=dropout
+        )
+        understanding = UnderstandingConfig(
+            image_size=16, patch_size=8, dim=16, depth=1, num_heads=2, hidden_dim=32, connector_depth=1
+        )
+        config: dict[str, Any] = {"transformer": transformer, "understanding": understanding, **changes}
+        return new_model(
+            AnyModalConfig(**config),
+            self.data,
+            text_tokenizer=self.text_tokenizer,
+            image_tokenizer=self.image_tokenizer,
+            template=ChatTemplate(),
+        )
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """Make the tiny world once."""
+    import torch
+
+    from anymodal.data.coding import coded_samples
+    from anymodal.data.emoji import emoji_samples, scene_names
+    from anymodal.data.index import ShardIndex
+    from anymodal.data.samples import captions_of
+    from anymodal.data.scenes import scene_samples
+    from anymodal.data.shards import write_shards
+    from anymodal.tokens.image import ImageTokenizer
+    from anymodal.tokens.image_config import ImageTokenizerConfig, QuantizerConfig
+    from anymodal.tokens.text import TextTokenizer
+
+    made = Toy(tmp_path_factory.mktemp("toy"))
+    samples = [
+        *emoji_samples("train", concepts=scene_names()[:8], size=16),
+        *scene_samples("train", count=16, seed=0, concepts=8, size=32),
+    ]
+    write_shards(samples, f"{made.plain}/%06d.tar", samples_per_shard=12)
+    texts = [caption for sample in samples for caption in captions_of(sample)]
+    TextTokenizer.learn(texts, vocab_size=320).save(made.text_tokenizer)
+    torch.manual_seed(0)
+    quantizer = QuantizerConfig(kind="fsq", codebook_size=16, levels=(4, 4))
+    config = ImageTokenizerConfig(channels=(8,), norm_groups=4, blocks=1, latent_channels=8, quantizer=quantizer)
+    tokenizer = ImageTokenizer(config).eval()
+    tokenizer.save_pretrained(made.image_tokenizer)
+    index = ShardIndex.open(made.plain)
+    coded = coded_samples(
+        index,
+        range(len(index)),
+        encode=tokenizer.encode,
+        fingerprint=tokenizer.fingerprint,
+        codebook_size=16,
+        size=16,
+    )
+    write_shards(coded, f"{made.coded}/%06d.tar", samples_per_shard=12)
+    return made

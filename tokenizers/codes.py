@@ -1,7 +1,7 @@
 """Write shards again with the codes of their pictures, so that training encodes nothing.
 
-    anymodal tokenizers codes --shards "data/train-{000000..000003}.tar" --image_tokenizer runs/tokenizer/image_tokenizer \
-        --out data/coded
+    anymodal tokenizers codes --shards "data/train-{000000..000003}.tar" \
+        --image_tokenizer runs/tokenizer/image_tokenizer --out data/coded
 
 Every member of codes carries the image tokenizer's fingerprint; training refuses codes of another tokenizer.
 """

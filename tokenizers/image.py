@@ -3,8 +3,8 @@
     anymodal tokenizers image --config configs/emoji/image_tokenizer.yaml
     anymodal tokenizers image --data.train "data/train-{000000..000003}.tar" --out runs/tokenizer --losses.size 256
 
-The best tokenizer (by its loss on --data.held_out, where given) is in OUT/image_tokenizer; checkpoints, logs and pictures
-(real above reconstructed) stand beside it. Ctrl-C saves; the same command resumes.
+The best tokenizer (by its loss on --data.held_out, where given) is in OUT/image_tokenizer; checkpoints, logs and
+pictures (real above reconstructed) stand beside it. Ctrl-C saves; the same command resumes.
 """
 
 from pathlib import Path
@@ -45,7 +45,10 @@ def main(
     torch.manual_seed(run.seed)
     built = ImageTokenizer(tokenizer)
     shown = ShardIndex.open(
-        data.held_out or data.train, index_folder=data.index_folder, max_bad_fraction=data.max_bad_fraction, needs=("picture",)
+        data.held_out or data.train,
+        index_folder=data.index_folder,
+        max_bad_fraction=data.max_bad_fraction,
+        needs=("picture",),
     )
     real = torch.stack([pixels_of(shown.read(i), losses.size, "crop") for i in range(min(12, len(shown)))])
 
@@ -70,5 +73,7 @@ def main(
         features=features,
         show=show,
     )
-    print(f"{out / 'image_tokenizer'}: fingerprint {ImageTokenizer.from_pretrained(out / 'image_tokenizer').fingerprint}")
+    print(
+        f"{out / 'image_tokenizer'}: fingerprint {ImageTokenizer.from_pretrained(out / 'image_tokenizer').fingerprint}"
+    )
     return code

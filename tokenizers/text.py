@@ -76,19 +76,14 @@ def main(
 
 def _said(index: "ShardIndex", numbers: Iterable[int]) -> Iterator[str]:
     from anymodal.data.index import BadSample
-    from anymodal.data.samples import captions_of, details_of
+    from anymodal.data.texts import texts_of
 
     for number in numbers:
         try:
             sample = index.read(number)
         except BadSample as error:
             raise ValueError(f"a shard must stay as it was indexed, but it changed: {error}; start again") from error
-        yield from captions_of(sample)
-        details = details_of(sample)
-        for question in details.get("questions", []):
-            yield from (question["question"], question["answer"])
-        for turn in details.get("turns", []):
-            yield from (part["text"] for part in turn["parts"] if "text" in part)
+        yield from texts_of(sample)
 
 
 def _lines(path: str) -> Iterator[str]:

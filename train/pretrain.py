@@ -5,8 +5,8 @@
         --image_tokenizer runs/tokenizer/image_tokenizer --out runs/mine
 
 Drawing, answering and text documents are mixed in every step. The best model (by its loss on --data.held_out, where
-given) is in OUT/model, for `anymodal sample` and `anymodal.from_pretrained`; checkpoints, logs, drawn pictures and answers
-stand beside it. Ctrl-C saves; the same command resumes.
+given) is in OUT/model, for `anymodal sample` and `anymodal.from_pretrained`; checkpoints, logs, drawn pictures and
+answers stand beside it. Ctrl-C saves; the same command resumes.
 """
 
 from pathlib import Path

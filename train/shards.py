@@ -31,6 +31,7 @@ def main(
     split: Split = "train",
     concepts: int | None = None,
     scenes: int = 1000,
+    kinds: list[str] | None = None,
     seed: int = 0,
     picture_column: str = "image",
     caption_column: str = "caption",
@@ -49,6 +50,7 @@ def main(
         split: half of the embedded set; held-out emoji and combinations are never in "train".
         concepts: take only the first so many of the emoji that scenes are made of.
         scenes: number of scenes.
+        kinds: kinds of scenes (one, two, counting, colours, position, binding); one named twice comes twice as often.
         seed: seed of the scenes.
         picture_column: column of a table that holds paths; '' where it has none.
         caption_column: column of a table that holds captions; '' where it has none.
@@ -70,7 +72,7 @@ def main(
     elif table:
         samples = table_samples(table, picture_column=picture_column, caption_column=caption_column)
     else:
-        samples = embedded(emoji, split, concepts, scenes, seed, size or 64)
+        samples = embedded(emoji, split, concepts, scenes, kinds, seed, size or 64)
     sieve = Sieve(max_bad_fraction=max_bad_fraction, size=None if emoji else size)
     shards = write_shards(
         sieve(track(samples, "packing")),
@@ -85,7 +87,7 @@ def main(
 
 
 def embedded(
-    kind: str | None, split: Split, concepts: int | None, scenes: int, seed: int, size: int
+    kind: str | None, split: Split, concepts: int | None, scenes: int, kinds: list[str] | None, seed: int, size: int
 ) -> "Iterator[Sample]":
     """Yield samples of the embedded emoji set: single ones, then scenes."""
     from anymodal.data.emoji import emoji_samples
@@ -96,4 +98,4 @@ def embedded(
     if kind != "scenes":
         yield from emoji_samples(split, concepts=SCENE_NAMES[:concepts] if concepts else None, size=size)
     if kind != "single":
-        yield from scene_samples(split, count=scenes, seed=seed, concepts=concepts, size=size)
+        yield from scene_samples(split, count=scenes, seed=seed, concepts=concepts, kinds=kinds, size=size)

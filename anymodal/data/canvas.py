@@ -88,7 +88,7 @@ def fitted(name: str, side: int) -> Image.Image:
 
 
 def render(scene: Scene) -> Image.Image:
-    """Compose a scene as an RGB picture.
+    """Compose a scene as an RGB picture; an object alone on its canvas looks just as it does in the emoji set.
 
     Raises:
         ValueError: the size is no multiple of 32.
@@ -97,6 +97,10 @@ def render(scene: Scene) -> Image.Image:
         raise ValueError(f"a scene's size must be a multiple of 32 pixels, got {scene.size}: take 64")
     canvas = Image.new("RGB", (scene.size, scene.size), COLOURS[scene.background])
     for thing in scene.objects:
+        if thing.cell == "centre" and thing.tile is None:  # alone on the canvas: as large as the emoji itself
+            whole = picture(thing.name).resize((scene.size, scene.size), Image.Resampling.LANCZOS)
+            canvas.paste(whole, (0, 0), whole)
+            continue
         left, top, side = (value * scene.size // 64 for value in CELLS[thing.cell])
         if thing.tile is not None:
             canvas.paste(COLOURS[thing.tile], (left, top, left + side, top + side))

@@ -2,17 +2,20 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anymodal.data.index import ShardIndex
-from anymodal.data.samples import CODES, PICTURES, pixels_of
+from anymodal.data.index import BadSample, ShardIndex
+from anymodal.data.samples import codes_name, picture_names, pixels_of
 from anymodal.data.shards import Sample
 
 SMALL = 2**16
+
+Item = TypeVar("Item")
 
 
 def coded_samples(
@@ -28,21 +31,32 @@ def coded_samples(
 ) -> Iterator[Sample]:
     """Yield the samples of an index with a member `codes.FINGERPRINT.npy`; samples without a picture pass unchanged.
 
+    Codes of a picture beside the main one, such as `1.jpg`, are named after it: `1.codes.FINGERPRINT.npy`.
     `keep_pictures` leaves the pictures in, which the understanding path looks at.
+
+    Raises:
+        ValueError: a shard changed since it was indexed, or the tokenizer cannot read pictures of this size.
     """
     kind = np.uint16 if codebook_size <= SMALL else np.uint32
     for start in range(0, len(numbers), batch_size):
-        samples = [index.read(number) for number in numbers[start : start + batch_size]]
-        seen = [i for i, sample in enumerate(samples) if any(extension in sample.members for extension in PICTURES)]
-        grids: dict[int, Tensor] = {}
-        if seen:
-            pixels = torch.stack([pixels_of(samples[i], size, "crop") for i in seen])
-            grids = dict(zip(seen, encode(pixels), strict=True))
-        for i, sample in enumerate(samples):
-            members = {name: data for name, data in sample.members.items() if keep_pictures or name not in PICTURES}
-            if i in grids:
-                members[f"{CODES}{fingerprint}.npy"] = _npy(grids[i].cpu().numpy().astype(kind))
-            yield Sample(sample.key, members)
+        try:
+            samples = [index.read(number) for number in numbers[start : start + batch_size]]
+        except BadSample as error:
+            raise ValueError(f"a shard must stay as it was indexed, but it changed: {error}; start again.") from error
+        members = [dict(sample.members) for sample in samples]
+        seen = [(i, name) for i, sample in enumerate(samples) for name in picture_names(sample)]
+        for pictures in batched(seen, batch_size):
+            pixels = torch.stack([pixels_of(samples[i], size, "crop", name) for i, name in pictures])
+            for (i, name), grid in zip(pictures, encode(pixels), strict=True):
+                members[i][codes_name(name, fingerprint)] = _npy(grid.cpu().numpy().astype(kind))
+        for i, name in [] if keep_pictures else seen:
+            del members[i][name]
+        yield from (Sample(sample.key, held) for sample, held in zip(samples, members, strict=True))
+
+
+def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Yield the items in pieces of `size` (itertools has this from Python 3.12 on)."""
+    yield from (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _npy(array: np.ndarray) -> bytes:

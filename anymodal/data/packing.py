@@ -16,7 +16,9 @@ def pack(sequences: Sequence[TokenSequence], *, seq_len: int, pad_id: int, look_
     """
     longest = max(len(sequence.ids) for sequence in sequences)
     if longest > seq_len:
-        raise ValueError(f"a document has {longest} tokens, seq_len holds {seq_len}; raise seq_len or leave the document out.")
+        raise ValueError(
+            f"a document has {longest} tokens, seq_len holds {seq_len}; raise seq_len or leave the document out."
+        )
     rows: list[list[TokenSequence]] = []
     room: list[int] = []
     for sequence in sorted(sequences, key=lambda sequence: -len(sequence.ids)):

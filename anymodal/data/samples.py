@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,10 +19,10 @@ from anymodal.tokens.document import Codes, Document, Draw, Look, Say, Turn
 Task = Literal["draw", "answer", "text", "chat"]
 TASKS: tuple[Task, ...] = ("draw", "answer", "text", "chat")
 PICTURES = ("jpg", "jpeg", "png", "webp")
-CODES = "codes."
+CODES = re.compile(r"(?:.+[.])?codes[.](\w+)[.]npy")
 
 
-class UnfitSample(ValueError):
+class UnfitSample(ValueError):  # noqa: N818  (what it is, as a noun)
     """A sample that lacks what a task needs; `reason` is counted."""
 
     def __init__(self, reason: str) -> None:
@@ -34,9 +35,9 @@ class UnfitSample(ValueError):
 class Reading:
     """How samples become documents.
 
-    `look_size` is the side in pixels of looked-at pictures, None where pictures are read as codes. `fingerprint` names the
-    image tokenizer whose codes the shards carry. `prompt_dropout` is the share of drawings whose prompt is left empty
-    (classifier-free guidance, arXiv:2207.12598).
+    `look_size` is the side in pixels of looked-at pictures, None where pictures are read as codes. `fingerprint` names
+    the image tokenizer whose codes the shards carry. `prompt_dropout` is the share of drawings whose prompt is left
+    empty (classifier-free guidance, arXiv:2207.12598).
     """
 
     fingerprint: str
@@ -77,46 +78,66 @@ def details_of(sample: Sample) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def codes_of(sample: Sample, reading: Reading) -> Int[Tensor, "rows columns"]:
-    """Return the codes that the sample carries.
+def picture_names(sample: Sample) -> list[str]:
+    """Return the members that are pictures: "webp", the main one, and what turns show beside it, such as "1.jpg"."""
+    return [name for name in sample.members if name.rpartition(".")[2] in PICTURES]
+
+
+def codes_name(picture: str, fingerprint: str) -> str:
+    """Return the member that holds the codes of a picture.
+
+    >>> codes_name("webp", "0123"), codes_name("1.jpg", "0123")
+    ('codes.0123.npy', '1.codes.0123.npy')
+    """
+    stem, dot, _ = picture.rpartition(".")
+    return f"{stem}{dot}codes.{fingerprint}.npy"
+
+
+def fingerprints_of(sample: Sample) -> set[str]:
+    """Return the fingerprints of the image tokenizers whose codes the sample carries."""
+    return {match[1] for name in sample.members if (match := CODES.fullmatch(name))}
+
+
+def codes_of(sample: Sample, reading: Reading, picture: str = "") -> Int[Tensor, "rows columns"]:
+    """Return the codes of a picture of the sample, of the main one where none is named.
 
     Raises:
         UnfitSample: it carries none of this image tokenizer.
     """
-    data = sample.members.get(f"{CODES}{reading.fingerprint}.npy")
+    data = sample.members.get(codes_name(picture, reading.fingerprint))
     if data is None:
         raise UnfitSample("no codes")
     return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False).astype(np.int64))
 
 
-def picture_bytes(sample: Sample) -> bytes:
-    """Return the sample's picture as stored.
+def picture_bytes(sample: Sample, picture: str = "") -> bytes:
+    """Return a picture of the sample as stored, the main one where none is named.
 
     Raises:
         UnfitSample: it has none.
     """
-    for extension in PICTURES:
+    for extension in (picture,) if picture else PICTURES:
         if extension in sample.members:
             return sample.members[extension]
     raise UnfitSample("no picture")
 
 
-def pixels_of(sample: Sample, size: int, fit: Literal["crop", "pad"]) -> Float[Tensor, "3 h w"]:
-    """Decode the sample's picture to `size` x `size` pixels in [-1, 1].
+def pixels_of(sample: Sample, size: int, fit: Literal["crop", "pad"], picture: str = "") -> Float[Tensor, "3 h w"]:
+    """Decode a picture of the sample, the main one where none is named, to `size` x `size` pixels in [-1, 1].
 
     Raises:
         UnfitSample: it has none, or it cannot be decoded.
     """
     try:
-        return to_pixels(decode_picture(picture_bytes(sample)), size, size, fit=fit)
+        return to_pixels(decode_picture(picture_bytes(sample, picture)), size, size, fit=fit)
     except BadPicture as error:
         raise UnfitSample(error.reason) from error
 
 
-def _looked(sample: Sample, reading: Reading) -> Look | Codes:
+def _looked(sample: Sample, reading: Reading, picture: str = "") -> Look | Codes:
     if reading.look_size is None:
-        return Codes(codes_of(sample, reading))
-    return Look(pixels_of(sample, reading.look_size, reading.look_fit))
+        return Codes(codes_of(sample, reading, picture))
+    return Look(pixels_of(sample, reading.look_size, reading.look_fit, picture))
 
 
 def _questions(sample: Sample, reading: Reading, random: np.random.Generator) -> list[Turn]:
@@ -142,8 +163,10 @@ def _turns(sample: Sample, reading: Reading) -> list[Turn]:
         for part in turn["parts"]:
             if "text" in part:
                 parts.append(str(part["text"]))
+            elif "look" in part:
+                parts.append(_looked(sample, reading, str(part["look"])))
             else:
-                parts.append(_looked(sample, reading) if "look" in part else Draw(codes_of(sample, reading)))
+                parts.append(Draw(codes_of(sample, reading, str(part["draw"]))))
         made.append(Turn(role=turn["role"], parts=tuple(parts)))
     return made
 

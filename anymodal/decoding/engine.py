@@ -96,7 +96,7 @@ class Sampler:
             dtype=self.model.embedding.weight.dtype,
         )
         hidden = self._prefill(sequences, cache)
-        active = torch.ones(len(requests), dtype=torch.bool, device=self.model.device)
+        active = torch.tensor([budget > 0 for budget in budgets], device=self.model.device)
         for step in range(max(budgets)):
             ids = self._choose(rows, hidden, active)
             rows.state = torch.where(active, rows.grammar.advance(rows.state, ids), rows.state)
@@ -143,9 +143,12 @@ class Sampler:
         bounded = longest < UNBOUNDED
         wanted = longest if bounded else request.max_new_tokens
         context, used = self.model.config.transformer.max_seq_len, len(request.prompt.ids)
+        if request.guided and request.unconditional is not None:
+            used = max(used, len(request.unconditional.ids))
         if used + (wanted if bounded else 1) > context:
             raise ValueError(
-                f"the prompt has {used} tokens and {wanted} are to follow, the context holds {context}; shorten the prompt."
+                f"the prompt has {used} tokens and {wanted} are to follow, the context holds {context}; "
+                "shorten the prompt."
             )
         return min(wanted, context - used)
 
@@ -171,7 +174,8 @@ class Sampler:
             chosen = [rows.requests[i].image.guidance_scale for i in rows.guided.tolist()]
             scale = torch.where(codes_next[rows.guided], torch.tensor(chosen, device=logits.device), 1.0)
             pushed = guide(conditional[rows.guided], logits[count:], scale)
-            conditional = conditional.index_copy(0, rows.guided, torch.where(pushed.isnan(), -torch.inf, pushed))
+            pushed = pushed.masked_fill(conditional[rows.guided].isneginf(), -torch.inf)  # ids of the other head
+            conditional = conditional.index_copy(0, rows.guided, pushed)
         which = torch.nonzero(active).flatten()
         drawing = codes_next.tolist()
         settings = [rows.requests[i].image if drawing[i] else rows.requests[i].text for i in which.tolist()]

@@ -9,9 +9,7 @@ _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
-def gumbel(
-    seeds: Int[Tensor, " b"], positions: Int[Tensor, " b"], ids: Int[Tensor, " v"]
-) -> Float[Tensor, "b v"]:
+def gumbel(seeds: Int[Tensor, " b"], positions: Int[Tensor, " b"], ids: Int[Tensor, " v"]) -> Float[Tensor, "b v"]:
     """Return standard Gumbel noise in float64 for every (seed, position, id), whatever else is in the batch.
 
     The argmax of logits plus this noise is a sample of their softmax (Gumbel-max). Counters are hashed by splitmix64

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from anymodal.data.index import BadSample, ShardIndex
 from anymodal.data.order import Order, Slot, Source
 from anymodal.data.packing import pack
-from anymodal.data.samples import CODES, Reading, UnfitSample, document_of, pixels_of
+from anymodal.data.samples import Reading, UnfitSample, document_of, fingerprints_of, pixels_of
 from anymodal.learning.config import Ratios
 from anymodal.tokens.batch import Batch
 from anymodal.tokens.document import DocumentEncoder, TokenSequence
@@ -25,7 +26,19 @@ class Skipped(Counter[str]):
     """Counts, by reason, of samples that were skipped; every one left its slot empty."""
 
 
-class DocumentBatches(Dataset[Batch]):
+class StepBatches(Dataset[Any]):
+    """Batches by step number; `skipped` counts what was left out of them."""
+
+    def __init__(self, steps: int) -> None:
+        """Prepare for a run of so many steps."""
+        self.steps, self.skipped = steps, Skipped()
+
+    def __len__(self) -> int:
+        """Return the number of steps."""
+        return self.steps
+
+
+class DocumentBatches(StepBatches):
     """The packed batch of every step, made of the tasks of a stage.
 
     All tasks read the same shards, each in an order of its own. A sample that turns out bad leaves its slot empty.
@@ -43,6 +56,7 @@ class DocumentBatches(Dataset[Batch]):
         rank: tuple[int, int] = (0, 1),
     ) -> None:
         """Prepare the order; `order` holds seed, batch_size, steps and cache_shards."""
+        super().__init__(order["steps"])
         self.index, self.encoder, self.reading, self.seq_len = index, encoder, reading, seq_len
         shares = {"draw": ratios.draw, "answer": ratios.answer, "text": ratios.text, "chat": ratios.chat}
         self.tasks = [task for task, share in shares.items() if share > 0]
@@ -50,12 +64,7 @@ class DocumentBatches(Dataset[Batch]):
         self.order = Order(
             sources, batch_size=order["batch_size"], seed=order["seed"], cache_shards=order.get("cache_shards", 16)
         )
-        self.seed, self.steps, self.rank = order["seed"], order["steps"], rank
-        self.skipped = Skipped()
-
-    def __len__(self) -> int:
-        """Return the number of steps."""
-        return self.steps
+        self.seed, self.rank = order["seed"], rank
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step."""
@@ -74,7 +83,9 @@ class DocumentBatches(Dataset[Batch]):
         return self.order.step(step, rank=self.rank[0], world=self.rank[1])
 
     def _sequence(self, slot: Slot) -> TokenSequence | None:
-        random = np.random.Generator(np.random.Philox(key=[self.seed, slot.source], counter=[slot.epoch, slot.sample, 0, 0]))
+        random = np.random.Generator(
+            np.random.Philox(key=[self.seed, slot.source], counter=[slot.epoch, slot.sample, 0, 0])
+        )
         try:
             sample = self.index.read(slot.sample)
             document = document_of(sample, self.tasks[slot.source], self.reading, random)
@@ -84,23 +95,21 @@ class DocumentBatches(Dataset[Batch]):
         return self.encoder.encode(document)
 
 
-class PictureBatches(Dataset[Float[Tensor, "b 3 h w"]]):
+class PictureBatches(StepBatches):
     """The pictures of every step, for image tokenizers."""
 
-    def __init__(self, index: ShardIndex, *, size: int, order: Mapping[str, int], rank: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self, index: ShardIndex, *, size: int, order: Mapping[str, int], rank: tuple[int, int] = (0, 1)
+    ) -> None:
         """Prepare the order; `order` holds seed, batch_size, steps and cache_shards."""
-        self.index, self.size, self.steps, self.rank = index, size, order["steps"], rank
+        super().__init__(order["steps"])
+        self.index, self.size, self.rank = index, size, rank
         source = Source(name="pictures", shard_sizes=index.shard_sizes, ratio=1.0)
         self.order = Order(
             [source], batch_size=order["batch_size"], seed=order["seed"], cache_shards=order.get("cache_shards", 16)
         )
-        self.skipped = Skipped()
 
-    def __len__(self) -> int:
-        """Return the number of steps."""
-        return self.steps
-
-    def __getitem__(self, step: int) -> Tensor:
+    def __getitem__(self, step: int) -> Float[Tensor, "b 3 h w"]:
         """Return the pictures of a step, pixels in [-1, 1]."""
         pictures = []
         for slot in self.order.step(step, rank=self.rank[0], world=self.rank[1]):
@@ -111,6 +120,32 @@ class PictureBatches(Dataset[Float[Tensor, "b 3 h w"]]):
         if not pictures:
             raise ValueError(f"no picture of step {step} could be read ({dict(self.skipped)}); check the shards.")
         return torch.stack(pictures)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A batch on its way from a worker, with what was skipped for it, or the user's mistake that stands in its way."""
+
+    batch: Any
+    skipped: Skipped
+    mistake: str | None = None
+
+
+class Deliveries(Dataset[Delivery]):
+    """Make batches such that counts and mistakes arrive in the training process."""
+
+    def __init__(self, dataset: StepBatches) -> None:
+        """Deliver the batches of `dataset`."""
+        self.dataset = dataset
+
+    def __getitem__(self, step: int) -> Delivery:
+        """Make the batch of a step."""
+        self.dataset.skipped.clear()
+        try:
+            batch, mistake = self.dataset[step], None
+        except ValueError as error:
+            batch, mistake = None, str(error)
+        return Delivery(batch=batch, skipped=Skipped(self.dataset.skipped), mistake=mistake)
 
 
 class StepSampler(Sampler[int]):
@@ -130,12 +165,30 @@ class StepSampler(Sampler[int]):
 
 
 class StepData(pl.LightningDataModule):
-    """Serve batches by step number, beginning at the trainer's global step, so that resuming needs no loader state."""
+    """Serve batches by step number, beginning at the trainer's global step, so that resuming needs no loader state.
 
-    def __init__(self, train: Dataset[Any], held_out: Dataset[Any] | None, num_workers: int) -> None:
+    `skipped` counts what training, not validation, went without.
+    """
+
+    def __init__(self, train: StepBatches, held_out: StepBatches | None, num_workers: int) -> None:
         """Keep the data sets."""
         super().__init__()
         self.train, self.held_out, self.num_workers = train, held_out, num_workers
+        self.skipped = Skipped()
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Unwrap a batch and count what was skipped for it.
+
+        Raises:
+            ValueError: the shards do not fit the run.
+        """
+        if not isinstance(batch, Delivery):
+            return batch
+        if batch.mistake is not None:
+            raise ValueError(batch.mistake)
+        if self.trainer is None or self.trainer.training:
+            self.skipped.update(batch.skipped)
+        return batch.batch
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Continue where the trainer stands."""
@@ -146,21 +199,29 @@ class StepData(pl.LightningDataModule):
         """Serve the same held-out batches every time."""
         return [] if self.held_out is None else self._loader(self.held_out, 0)
 
-    def _loader(self, dataset: Dataset[Any], start: int) -> DataLoader[Any]:
-        sampler = StepSampler(start, len(dataset))  # type: ignore[arg-type]
-        workers = self.num_workers
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
+    def _loader(self, dataset: StepBatches, start: int) -> DataLoader[Delivery]:
+        sampler, workers = StepSampler(start, len(dataset)), self.num_workers
+        deliveries = Deliveries(dataset)
+        return DataLoader(
+            deliveries, batch_size=None, sampler=sampler, num_workers=workers, persistent_workers=workers > 0
+        )
 
 
 def check_codes(index: ShardIndex, reading: Reading) -> None:
-    """Check, before the first step, that the shards carry codes of this image tokenizer.
+    """Check, before the first step, that the shards carry codes of this image tokenizer, by a sample of every shard.
 
     Raises:
         ValueError: they carry none, or those of another tokenizer; both fingerprints are named.
     """
     starts = [end - size for end, size in zip(accumulate(index.shard_sizes), index.shard_sizes, strict=True) if size]
-    extensions = [extension for start in starts for extension in index.read(start).members if extension.startswith(CODES)]
-    found = {extension[len(CODES) : -len(".npy")] for extension in extensions}
+    found = set[str]()
+    for start in starts:
+        try:
+            found |= fingerprints_of(index.read(start))
+        except BadSample as error:
+            raise ValueError(
+                f"a shard must stay as it was indexed, but it changed: {error}; fetch it again."
+            ) from error
     if found != {reading.fingerprint}:
         named = f"codes of {', '.join(sorted(found))}" if found else "no codes"
         raise ValueError(

@@ -2,11 +2,13 @@
 
 import logging
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -15,6 +17,8 @@ from anymodal.learning.checkpoints import StepCheckpoints
 
 log = logging.getLogger(__name__)
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class StopAtBorder(pl.Callback):
     """On Ctrl-C or SIGTERM finish the step, save, and stop; the second Ctrl-C stops at once."""
@@ -22,28 +26,33 @@ class StopAtBorder(pl.Callback):
     def __init__(self) -> None:
         """Wait for a signal."""
         self.received: int | None = None
-        self._before: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._receive)
-            except ValueError:
-                log.warning("not in the main thread: Ctrl-C will not save a checkpoint here.")
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Put the signal handlers of the caller back, however the run ends."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop listening."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen from here on: Lightning's own handler, which is in place by now, would leave a validation at once."""
+        if threading.current_thread() is not threading.main_thread():
+            log.warning("not in the main thread: Ctrl-C will not save a checkpoint here.")
+            return
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ask the trainer to stop; `StepCheckpoints` comes behind and saves."""
+        """Ask the trainer to stop, without a last validation; `StepCheckpoints` comes behind and saves."""
         if self.received is not None:
             trainer.should_stop = True
-            trainer.fit_loop.min_steps = 0
+            trainer.limit_val_batches = 0
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
@@ -61,7 +70,17 @@ class Speed(pl.Callback):
         self._waited = self._total = 0.0
         self._tokens = 0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave out what came before the first step."""
+        self._last_end = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the validation out."""
+        self._last_end = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Take the time that the batch took to come."""
         self._waited += time.perf_counter() - self._last_end
 
@@ -73,7 +92,7 @@ class Speed(pl.Callback):
         self._total += now - self._last_end
         self._last_end = now
         self._tokens += getattr(batch, "num_tokens", 0) or len(batch.ids if hasattr(batch, "ids") else batch)
-        if trainer.global_step % trainer.log_every_n_steps == 0 and self._total > 0:
+        if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0 and self._total > 0:
             unit = "tokens_per_second" if hasattr(batch, "num_tokens") else "pictures_per_second"
             pl_module.log(unit, self._tokens / self._total, prog_bar=True)
             pl_module.log("data_wait_share", self._waited / self._total)
@@ -104,7 +123,9 @@ class ProgressLines(pl.Callback):
             return
         self._last = now
         left = (now - self._start) / max(1, step - self._first) * (steps - step)
-        shown = "  ".join(f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num")
+        shown = "  ".join(
+            f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num"
+        )
         log.info("step %d/%d  %.0f s left  %s", step, steps, left, shown)
 
 

@@ -43,18 +43,25 @@ class DurableCheckpointIO(CheckpointIO):
             temporary.replace(path)
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:
-            raise OSError(f"could not save {path} ({error}); free some space and run the same command again.") from error
+            raise OSError(
+                f"could not save {path} ({error}); free some space and run the same command again."
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
 
-    def load_checkpoint(self, path: str | Path, map_location: Any | None = None, **_: Any) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
         """Read a checkpoint whose checksum holds; nothing but tensors and plain data is unpickled.
 
         Raises:
             ValueError: the file is damaged.
         """
+        del weights_only
         if not is_whole(Path(path)):
-            raise ValueError(f"{path} is damaged (its checksum does not hold); remove it and resume from the one before.")
+            raise ValueError(
+                f"{path} is damaged (its checksum does not hold); remove it and resume from the one before."
+            )
         checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         return checkpoint
 
@@ -75,10 +82,18 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+def step_of(path: Path) -> int:
+    """Return the step at whose end a checkpoint was saved."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def newest(folder: Path) -> Path | None:
     """Return the newest checkpoint that is whole, passing over damaged ones with a warning; sweep what a kill left."""
     for orphan in folder.glob(".*.partial"):
         orphan.unlink()
+    for manifest in folder.glob("step-*.ckpt.sha256"):
+        if not manifest.with_suffix("").exists():
+            manifest.unlink()
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
         if is_whole(path):
             return path
@@ -103,7 +118,7 @@ class StepCheckpoints(pl.Callback):
     def save(self, trainer: pl.Trainer) -> None:
         """Save now and remove what is older than the newest two."""
         path = self.folder / NAME.format(trainer.global_step)
-        if path.is_file():
+        if is_whole(path):
             return
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:

@@ -8,8 +8,8 @@ from typing import Literal
 class OptimizerConfig:
     """AdamW (arXiv:1711.05101), or Muon (arXiv:2502.16982) for the matrices of the transformer and AdamW for the rest.
 
-    The rate rises linearly for `warmup_steps`, then falls as a cosine to `final_rate` of its height, or stays. With Muon the
-    matrices learn at `learning_rate` scaled to AdamW's update size (arXiv:2502.16982, equation 4).
+    The rate rises linearly for `warmup_steps`, then falls as a cosine to `final_rate` of its height, or stays. With
+    Muon the matrices learn at `learning_rate` scaled to AdamW's update size (arXiv:2502.16982, equation 4).
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -45,8 +45,8 @@ class RunConfig:
     Args:
         steps: optimizer steps.
         batch_size: documents (or pictures) a step, over all processes.
-        precision: "bf16" computes matrix products in bfloat16, "float32" everything in single precision, "auto" takes bf16
-            where the processor has instructions for it (emulated, it is hundreds of times slower).
+        precision: "bf16" computes matrix products in bfloat16, "float32" everything in single precision, "auto" takes
+            bf16 where the processor has instructions for it (emulated, it is hundreds of times slower).
         seed: of weights, order and dropout.
         log_every: steps between lines of the logs.
         validate_every: steps between validation losses; 0 for never.

@@ -1,21 +1,24 @@
 """The one training loop: a Lightning trainer with this package's checkpoints, clocks and logs."""
 
+import csv
 import importlib.util
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.callbacks.weight_averaging import EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from anymodal.learning.batches import StepData
 from anymodal.learning.callbacks import ProgressLines, StopAtBorder, callbacks_for
-from anymodal.learning.checkpoints import DurableCheckpointIO, newest
+from anymodal.learning.checkpoints import DurableCheckpointIO, newest, step_of
 from anymodal.learning.config import RunConfig
 
 STOPPED = 75
@@ -27,21 +30,24 @@ def fit(
     *,
     run: RunConfig,
     out: Path,
-    callbacks: Sequence[pl.Callback] = (),
+    callbacks: Sequence[Callback] = (),
     devices: int | str = 1,
 ) -> int:
     """Train until `run.steps`, resuming from the newest whole checkpoint under `out`.
 
-    Returns 0 when the run is complete, else the exit code that asks for the same command again (130 after Ctrl-C, 75 after
-    SIGTERM).
+    Returns 0 when the run is complete, else the exit code that asks for the same command again (130 after Ctrl-C, 75
+    after SIGTERM).
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     folder = out / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     stop, *others = callbacks_for(folder, run.checkpoint_every)
-    averaging = [EMAWeightAveraging(decay=run.ema_decay)] if run.ema_decay else []
+    # buffers hold ids and codebooks: they are copied, an average of them would be none
+    averaging = [EMAWeightAveraging(decay=run.ema_decay, use_buffers=False)] if run.ema_decay else []
     bar = RichProgressBar() if sys.stderr.isatty() else ProgressLines()
     validated = run.validate_every if data.held_out is not None else 0
+    checkpoint = newest(folder)
+    objective.train()  # Lightning trains modules in the mode in which they come
     trainer = pl.Trainer(
         accelerator="auto",
         devices=devices,
@@ -49,7 +55,7 @@ def fit(
         max_steps=run.steps,
         max_epochs=-1,
         callbacks=[*callbacks, *averaging, stop, *others, bar],
-        logger=_loggers(out),
+        logger=_loggers(out, step_of(checkpoint) if checkpoint else 0),
         plugins=[DurableCheckpointIO()],
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -62,14 +68,19 @@ def fit(
         use_distributed_sampler=False,
         gradient_clip_val=None,
     )
-    with warnings.catch_warnings():
+    assert isinstance(stop, StopAtBorder), "the first callback listens for signals"
+    with warnings.catch_warnings(), stop.restored():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-        trainer.fit(objective, datamodule=data, ckpt_path=newest(folder), weights_only=True)
-    assert isinstance(stop, StopAtBorder), "the first callback listens for signals"
-    if stop.received is None:
+        try:
+            trainer.fit(objective, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as error:  # so Lightning ends on Ctrl-C
+            raise KeyboardInterrupt from error
+    for callback in averaging:
+        callback.on_train_end(trainer, objective)  # Lightning leaves this out when no step was left
+    if stop.received is None or trainer.global_step >= run.steps:
         return 0
-    return 130 if stop.received == 2 else STOPPED
+    return 130 if stop.received == signal.SIGINT else STOPPED
 
 
 def precision_of(run: RunConfig) -> str:
@@ -81,8 +92,23 @@ def precision_of(run: RunConfig) -> str:
     return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
-def _loggers(out: Path) -> list[Logger]:
-    loggers: list[Logger] = [CSVLogger(out, name="logs", version="")]
+def _loggers(out: Path, start: int) -> list[Logger]:
+    loggers: list[Logger] = [_csv_logger(out, start)]
     if importlib.util.find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(out, name="logs", version=""))
     return loggers
+
+
+def _csv_logger(out: Path, start: int) -> CSVLogger:
+    """Log to `out/logs/metrics.csv`, keeping what it says of the steps before `start`; Lightning's logger would not."""
+    path = out / "logs" / "metrics.csv"
+    rows: list[dict[str, str]] = []
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) < start]
+    logger = CSVLogger(out, name="logs", version="", flush_logs_every_n_steps=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Experiment logs directory")
+        logger.experiment.metrics = cast(Any, rows)  # it writes what it is given
+    logger.save()
+    return logger

@@ -1,7 +1,8 @@
 """The objective of image tokenizers: reconstruction, codebook, and optionally perceptual and adversarial terms."""
 
+import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunConfig
-from anymodal.learning.objective import Objective
+from anymodal.learning.objective import Objective, clip_or_drop
 from anymodal.learning.optimizer import rate_at
 from anymodal.tokens.image import ImageTokenizer
+
+log = logging.getLogger(__name__)
 
 COLLAPSED_SHARE = 0.1
 
@@ -35,6 +38,8 @@ class PatchDiscriminator(nn.Module):
 
 class ImageTokenizerObjective(Objective):
     """VQGAN's losses (arXiv:2012.09841); `features` maps pixels to a list of feature maps for the perceptual term."""
+
+    usage: Tensor  # of every code, lately
 
     def __init__(
         self,
@@ -91,7 +96,9 @@ class ImageTokenizerObjective(Objective):
         self.log("held_out_psnr", psnr(batch, pixels).mean(), prog_bar=True, batch_size=len(batch))
 
     def _reconstruction(self, real: Tensor, drawn: Tensor) -> Float[Tensor, ""]:
-        loss = self.losses.l1_weight * (real - drawn).abs().mean() + self.losses.l2_weight * (real - drawn).square().mean()
+        loss = (
+            self.losses.l1_weight * (real - drawn).abs().mean() + self.losses.l2_weight * (real - drawn).square().mean()
+        )
         if self.features is not None and self.losses.perceptual_weight:
             distances = [
                 (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean()
@@ -103,10 +110,11 @@ class ImageTokenizerObjective(Objective):
     def _adversarial_step(self, real: Tensor, drawn: Tensor, loss: Tensor) -> None:
         """Update tokenizer and discriminator in turn, the adversarial term scaled by gradients (equation 7)."""
         assert self.discriminator is not None, "only with a discriminator"
-        generator, critic = self.optimizers()
-        if self.global_step // 2 >= self.losses.adversarial_start:
+        generator, critic = cast(Any, self.optimizers())
+        if self.global_step >= self.losses.adversarial_start:
             fooled = -self.discriminator(drawn).mean()
-            last = self.tokenizer.decoder[-2].weight if isinstance(self.tokenizer.decoder, nn.Sequential) else self.tokenizer.decoder.conv_out.weight
+            decoder: Any = self.tokenizer.decoder
+            last = cast(Any, decoder[-2] if isinstance(decoder, nn.Sequential) else decoder.conv_out).weight
             size = torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
             push = torch.autograd.grad(fooled, last, retain_graph=True)[0].norm()
             loss = loss + self.losses.adversarial_weight * (size / (push + 1e-4)).clamp(0, 1e4).detach() * fooled
@@ -118,10 +126,11 @@ class ImageTokenizerObjective(Objective):
         scores = self.discriminator(real), self.discriminator(drawn.detach())
         hinge = 0.5 * (F.relu(1 - scores[0]).mean() + F.relu(1 + scores[1]).mean())
         self.manual_backward(hinge)
-        critic.step()
+        clip_or_drop(critic, self.optimizer_config.gradient_clip)
+        critic.optimizer.step()  # below Lightning's wrapper, which would count a second step of the run
         self.log("discriminator_loss", hinge.detach())
-        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
-            schedule.step()  # type: ignore[union-attr, call-arg]
+        for schedule in cast(Any, self.lr_schedulers()):
+            schedule.step()
 
     @torch.no_grad()
     def _log_step(self, real: Tensor, drawn: Tensor, codes: Int[Tensor, "b rows columns"]) -> None:
@@ -133,7 +142,11 @@ class ImageTokenizerObjective(Objective):
         self.log("codebook_used", (share > 0).float().mean())
         self.log("train_psnr", psnr(real, drawn).mean(), prog_bar=True)
         if perplexity < COLLAPSED_SHARE * len(share) and self.global_step == self.run.steps // 2:
-            self.print(f"the codebook collapses: perplexity {perplexity:.0f} of {len(share)} codes; dead codes are reseeded.")
+            log.warning(
+                "the codebook collapses: perplexity %.0f of %d codes; raise dead_code_threshold.",
+                perplexity,
+                len(share),
+            )
 
 
 def psnr(real: Float[Tensor, "b 3 h w"], drawn: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:

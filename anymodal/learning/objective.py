@@ -44,19 +44,27 @@ class Objective(pl.LightningModule):
         Raises:
             ValueError: five steps in a row were not finite.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.optimizer_config.gradient_clip)
+        norm = clip_or_drop(optimizer, self.optimizer_config.gradient_clip)
         if torch.isfinite(norm):
             self.bad_steps = 0
             self.log("gradient_norm", norm)
             return
         self.bad_steps += 1
-        for parameter in self.parameters():
-            parameter.grad = None
         if self.bad_steps >= MAX_BAD_STEPS:
             raise ValueError(
-                f"the gradient was not finite in {MAX_BAD_STEPS} steps in a row (up to step {self.global_step}); lower the "
-                "learning rate, turn qk_norm on, and resume from the last checkpoint."
+                f"the gradient was not finite in {MAX_BAD_STEPS} steps in a row (up to step {self.global_step}); lower "
+                "the learning rate, turn qk_norm on, and resume from the last checkpoint."
             )
+
+
+def clip_or_drop(optimizer: Any, limit: float) -> Float[Tensor, ""]:
+    """Clip the gradients of an optimizer by their global norm, or drop them where it is not finite; return the norm."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    if not torch.isfinite(norm):
+        for parameter in parameters:
+            parameter.grad = None
+    return norm
 
 
 class UnifiedObjective(Objective):
@@ -94,7 +102,7 @@ class UnifiedObjective(Objective):
         world = self.trainer.world_size if self._trainer is not None else 1
         over_all = count.float()
         if world > 1:
-            over_all = self.all_gather(over_all).sum()
+            over_all = torch.as_tensor(self.all_gather(over_all)).sum()
         return world / over_all.clamp(min=1)
 
     def _log_losses(self, name: str, losses: dict[str, TokenLoss], loss: Tensor) -> None:

@@ -19,8 +19,8 @@ MUON_MOMENTUM = 0.95
 class MuonAdamW(Optimizer):
     """Muon for groups marked `matrix` (arXiv:2502.16982), AdamW (arXiv:1711.05101) for the others.
 
-    torch.optim.Muon orthogonalises in bfloat16 alone, which processors without such instructions emulate; here it is done in
-    the type that the matrices have.
+    torch.optim.Muon orthogonalises in bfloat16 alone, which processors without such instructions emulate; here it is
+    done in the type that the matrices have.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], config: OptimizerConfig) -> None:
@@ -29,7 +29,7 @@ class MuonAdamW(Optimizer):
         super().__init__(groups, {**defaults, "weight_decay": config.weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient."""
         result = None
         if closure is not None:
@@ -97,7 +97,12 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
     if config.name == "muon":
         return MuonAdamW(filled, config)
     return torch.optim.AdamW(
-        filled, lr=config.learning_rate, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
+        filled,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
 
 

@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 
 from anymodal.data.config import DataConfig
 from anymodal.data.index import ShardIndex
 from anymodal.data.progress import track
-from anymodal.data.samples import Reading, codes_of
+from anymodal.data.samples import Reading, codes_of, fingerprints_of
 from anymodal.learning.batches import DocumentBatches, StepData, check_codes
 from anymodal.learning.callbacks import Best, Showing
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
@@ -69,8 +70,9 @@ def train_unified(
     callbacks: list[pl.Callback] = [Best(save)] if held_out is not None else []
     if show is not None and run.sample_every:
         callbacks.append(Showing(run.sample_every, show))
-    code = fit(objective, StepData(train, held_out, data.num_workers), run=run, out=out, callbacks=callbacks)
-    for reason, count in train.skipped.items():
+    steps = StepData(train, held_out, data.num_workers)
+    code = fit(objective, steps, run=run, out=out, callbacks=callbacks)
+    for reason, count in sorted(steps.skipped.items()):
         log.warning("skipped %d samples: %s", count, reason)
     if held_out is None or not (out / "model").is_dir():
         parts.save(out / "model")
@@ -79,7 +81,10 @@ def train_unified(
 
 def _batches(parts: ModelFolder, data: DataConfig, shards: str, stage: StageConfig, run: RunConfig) -> DocumentBatches:
     index = ShardIndex.open(
-        shards, index_folder=data.index_folder, max_bad_fraction=data.max_bad_fraction, progress=partial(track, what="index")
+        shards,
+        index_folder=data.index_folder,
+        max_bad_fraction=data.max_bad_fraction,
+        progress=partial(track, what="index"),
     )
     understanding = parts.model.config.understanding
     reading = Reading(
@@ -111,7 +116,7 @@ def _batches(parts: ModelFolder, data: DataConfig, shards: str, stage: StageConf
 def new_model(
     config: AnyModalConfig, data: DataConfig, *, text_tokenizer: Path, image_tokenizer: Path, template: ChatTemplate
 ) -> ModelFolder:
-    """Put an untrained model and its tokenizers together; the picture layout is read from the codes of the first sample.
+    """Put an untrained model and its tokenizers together; the picture layout is that of the first codes.
 
     Raises:
         ValueError: a tokenizer is missing, or the shards carry no codes of this image tokenizer.
@@ -120,10 +125,14 @@ def new_model(
     index = ShardIndex.open(data.train, index_folder=data.index_folder, max_bad_fraction=data.max_bad_fraction)
     reading = Reading(fingerprint=image.fingerprint, look_size=None)
     check_codes(index, reading)
-    grid = codes_of(index.read(0), reading).shape
+    coded = (index.read(number) for number in range(len(index)))
+    grid = next(codes_of(sample, reading) for sample in coded if reading.fingerprint in fingerprints_of(sample)).shape
     vocabulary = Vocabulary.build(text_size=text.vocab_size, specials=text.specials, codebook_size=image.codebook_size)
+    model = AnyModal(config, vocabulary)
+    with torch.no_grad():
+        model.start_from_codebook(image.quantizer.vectors(torch.arange(image.codebook_size)[None])[0].float())
     return ModelFolder(
-        model=AnyModal(config, vocabulary),
+        model=model,
         text_tokenizer=text,
         image_tokenizer=image,
         layout=PictureLayout(kind="fixed", sizes=((grid[0], grid[1]),)),

@@ -9,8 +9,8 @@ class TransformerConfig:
     """Shape of a decoder that can be Chameleon's, Emu3's or Janus's by configuration.
 
     `norm_position`: "pre" normalises the input of each half block (Llama, Emu3, Janus, Chameleon-7B), "swin" its output
-    (Chameleon-34B, arXiv:2405.09818 section 2.2). `qk_norm`: "layer" is a LayerNorm with weights of its own for every head
-    (Chameleon), "rms" an RMSNorm that heads share (Qwen3).
+    (Chameleon-34B, arXiv:2405.09818 section 2.2). `qk_norm`: "layer" is a LayerNorm with weights of its own for every
+    head (Chameleon), "rms" an RMSNorm that heads share (Qwen3).
     """
 
     dim: int = 256
@@ -60,7 +60,8 @@ class UnderstandingConfig:
         """Check that patches, heads and merging divide evenly."""
         if self.image_size % (self.patch_size * self.merge):
             raise ValueError(
-                f"patch_size x merge must divide image_size, got {self.patch_size} x {self.merge} and {self.image_size}."
+                f"patch_size x merge must divide image_size, got {self.patch_size} x {self.merge} "
+                f"and {self.image_size}."
             )
         if self.dim % self.num_heads:
             raise ValueError(f"num_heads must divide dim, got {self.num_heads} and {self.dim}.")
@@ -76,7 +77,8 @@ class AnyModalConfig:
     """Shape of the unified model.
 
     `heads`: "shared" has one matrix over all ids (Chameleon, Emu3), "decoupled" an embedding and a head a modality
-    (Janus: `gen_embed`, `gen_aligner`, `gen_head`). `understanding` None means that looked-at pictures are read as codes.
+    (Janus: `gen_embed`, `gen_aligner`, `gen_head`). `understanding` None means that looked-at pictures are read as
+    codes.
     """
 
     transformer: TransformerConfig = TransformerConfig()

@@ -1,6 +1,5 @@
 """A model folder on disk: everything that one needs to sample, whole or not at all."""
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from anymodal.tokens.config import ChatTemplate, PictureLayout
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.text import TextTokenizer
 from anymodal.tokens.vocabulary import Vocabulary
-from anymodal.tokens.weights import load_weights, read_json, save_weights
+from anymodal.tokens.weights import load_weights, read_json, save_weights, write_json
 
 FORMAT = 1
 
@@ -61,8 +60,8 @@ class ModelFolder:
             "template": to_dict(self.template),
             "image_tokenizer": self.image_tokenizer.fingerprint,
         }
-        _write_json(folder / "config.json", config)
-        _write_json(folder / "generation_config.json", self.generation)
+        write_json(folder / "config.json", config)
+        write_json(folder / "generation_config.json", self.generation)
         (folder / "README.md").write_text(self.card or "# A model trained with anymodal\n", encoding="utf-8")
 
     @classmethod
@@ -74,17 +73,19 @@ class ModelFolder:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise ValueError(f"there is no model folder {folder}; give a folder that has a config.json, or an embedded name.")
+            raise ValueError(
+                f"there is no model folder {folder}; give a folder that has a config.json, or an embedded name."
+            )
         config = read_json(folder / "config.json")
         if config.get("format") != FORMAT:
-            raise ValueError(f"{folder / 'config.json'} has format {config.get('format')!r}, this version reads {FORMAT}.")
+            raise ValueError(
+                f"{folder / 'config.json'} has format {config.get('format')!r}, this version reads {FORMAT}."
+            )
         lacking = [key for key in ("model", "vocabulary", "layout", "template", "image_tokenizer") if key not in config]
         if lacking:
             raise ValueError(f"{folder / 'config.json'} lacks {', '.join(lacking)}.")
         parts: dict[str, Any] = dict(config)
-        model = AnyModal(
-            from_dict(AnyModalConfig, parts["model"], "model"), Vocabulary.from_dict(parts["vocabulary"])
-        )
+        model = AnyModal(from_dict(AnyModalConfig, parts["model"], "model"), Vocabulary.from_dict(parts["vocabulary"]))
         load_weights(model, folder)
         if model.config.tie_embeddings:
             model.head.weight = model.embedding.weight
@@ -112,9 +113,10 @@ def _replace_folder(source: Path, target: Path) -> None:
         if any(target.iterdir()) and not (target / "config.json").is_file():
             raise ValueError(f"{target} is no model folder and is not empty; save into a new folder.")
         target.rename(before)
-    source.rename(target)
+    try:
+        source.rename(target)
+    except OSError:
+        if before.exists():
+            before.rename(target)
+        raise
     shutil.rmtree(before, ignore_errors=True)
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, sort_keys=False) + "\n", encoding="utf-8")

@@ -33,7 +33,7 @@ class TokenLoss:
 def token_loss(
     head: Callable[[Tensor], Tensor], hidden: Float[Tensor, "t d"], targets: Int[Tensor, " t"], num_classes: int
 ) -> TokenLoss:
-    """Sum the cross entropy of `head(hidden)` against `targets`, in chunks whose logits are computed again backwards."""
+    """Sum the cross entropy of `head(hidden)` against `targets`, in chunks whose logits are made again backwards."""
     size = max(1, CHUNK_LOGITS // num_classes)
     chunks = [(hidden[i : i + size], targets[i : i + size]) for i in range(0, max(len(targets), 1), size)]
     if len(chunks) == 1 or not torch.is_grad_enabled():

@@ -15,8 +15,8 @@ from anymodal.model.config import TransformerConfig
 class Segments:
     """Where the documents of a packed batch lie, so that attention runs a document at a time.
 
-    `gather[s, j]` is the flat position of token j of document s (repeated at its end up to the longest), and `scatter[i]` the
-    place of flat position i in the gathered documents.
+    `gather[s, j]` is the flat position of token j of document s (repeated at its end up to the longest), and
+    `scatter[i]` the place of flat position i in the gathered documents.
     """
 
     gather: Int[Tensor, "s l"]
@@ -76,7 +76,9 @@ class KVCache:
         """
         self.longest += count
         if self.longest > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens a row, {self.longest} are needed; make it larger.")
+            raise ValueError(
+                f"the cache holds {self.capacity} tokens a row, {self.longest} are needed; make it larger."
+            )
         places = self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
         visible = torch.arange(self.longest, device=self.lengths.device) <= places[:, :, None]
         return CacheStep(cache=self, places=places, visible=visible[:, None])
@@ -142,7 +144,9 @@ class Attention(nn.Module):
         k = rotate(self.k_norm(rearrange(self.k_proj(x), "b n (heads k) -> b n heads k", k=width)), rotary)
         v = rearrange(self.v_proj(x), "b n (heads k) -> b n heads k", k=width)
         if isinstance(context, Segments):
-            q, k, v = (F.embedding(context.gather, t.flatten(2).flatten(0, 1)).unflatten(-1, (-1, width)) for t in (q, k, v))
+            q, k, v = (
+                F.embedding(context.gather, t.flatten(2).flatten(0, 1)).unflatten(-1, (-1, width)) for t in (q, k, v)
+            )
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.to(q.dtype).transpose(1, 2)
         mask = None
         if isinstance(context, CacheStep):

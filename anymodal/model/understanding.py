@@ -64,8 +64,12 @@ class UnderstandingEncoder(nn.Module):
         """
         size = self.config.image_size
         if pixels.shape[-2:] != (size, size):
-            raise ValueError(f"the understanding encoder reads {size} x {size} pixels, got {list(pixels.shape[-2:])}; resize first.")
-        patches = rearrange(self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)), "p d rows columns -> p (rows columns) d")
+            raise ValueError(
+                f"the understanding encoder reads {size} x {size} pixels, got {list(pixels.shape[-2:])}; resize first."
+            )
+        patches = rearrange(
+            self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)), "p d rows columns -> p (rows columns) d"
+        )
         x = patches + self.position_embedding
         for block in self.blocks:
             x = block(x)

@@ -1,8 +1,7 @@
 """Batch: what the unified model reads in one forward pass."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -18,9 +17,9 @@ PADDING = -1
 class Batch:
     """Rows of ids with what is to be predicted and what is looked at.
 
-    `targets[i, j]` is the id that position j predicts, or -100. `documents` tells which document a token belongs to (-1 is
-    padding); None means one document a row. Attention never crosses documents. `look_index` says where, in the flattened
-    rows, the features of looked-at pictures stand.
+    `targets[i, j]` is the id that position j predicts, or -100. `documents` tells which document a token belongs to (-1
+    is padding); None means one document a row. Attention never crosses documents. `look_index` says where, in the
+    flattened rows, the features of looked-at pictures stand.
     """
 
     ids: Int[Tensor, "b n"]
@@ -32,13 +31,15 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move every tensor to `device`."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self)(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+        return self._map(lambda tensor: tensor.to(device))
 
     def pin_memory(self) -> "Batch":
         """Pin every tensor, for DataLoader."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self)(**{name: None if value is None else value.pin_memory() for name, value in moved.items()})
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in held.items() if value is not None})
 
     @property
     def num_tokens(self) -> int:

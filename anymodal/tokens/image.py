@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anymodal.configuration import from_dict, to_dict
 from anymodal.tokens.image_config import ImageTokenizerConfig
 from anymodal.tokens.quantizer import Quantizer, flatten_grid
-from anymodal.tokens.weights import load_weights, save_weights
+from anymodal.tokens.weights import load_weights, read_json, save_weights, write_json
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ImageTokenizer(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.state_dict(), folder)
-        (folder / "config.json").write_text(json.dumps(to_dict(self.config), indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "config.json", to_dict(self.config))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "ImageTokenizer":
@@ -115,8 +115,10 @@ class ImageTokenizer(nn.Module):
         """
         path = Path(folder) / "config.json"
         if not path.is_file():
-            raise ValueError(f"{folder} holds no image tokenizer: {path} is missing; train one with `anymodal tokenizers image`.")
-        tokenizer = cls(from_dict(ImageTokenizerConfig, json.loads(path.read_text(encoding="utf-8")), where=str(path)))
+            raise ValueError(
+                f"{folder} holds no image tokenizer: {path} is missing; train one with `anymodal tokenizers image`."
+            )
+        tokenizer = cls(from_dict(ImageTokenizerConfig, read_json(path), where=str(path)))
         load_weights(tokenizer, Path(folder))
         return tokenizer.eval()
 
@@ -125,19 +127,31 @@ class ImageTokenizer(nn.Module):
         factor = self.config.down_sampling
         if height % factor or width % factor or not height or not width:
             raise ValueError(
-                f"the sides of a picture must be multiples of {factor}, got {height} x {width}; resize or crop it first."
+                f"the sides of a picture must be multiples of {factor}, got {height} x {width}; "
+                "resize or crop it first."
             )
         return pixels
 
 
-class _Residual(nn.Module):
-    def __init__(self, width: int, groups: int) -> None:
+class _PositionNorm(nn.Module):
+    """LayerNorm over channels at every position, so that far parts of a picture do not change each other's codes."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, width)
-        self.conv_1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv_2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv_2.weight)
-        nn.init.zeros_(self.conv_2.bias)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.norm = _PositionNorm(width)
+        self.conv_1 = nn.Conv2d(width, width, kernel, padding=kernel // 2)
+        self.conv_2 = nn.Conv2d(width, width, kernel, padding=kernel // 2)
+        for parameter in self.conv_2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv_2(F.silu(self.conv_1(F.silu(self.norm(x)))))
@@ -148,19 +162,24 @@ def _coders(config: ImageTokenizerConfig) -> tuple[nn.Module, nn.Module]:
 
 
 def _unshuffle_coders(config: ImageTokenizerConfig) -> tuple[nn.Module, nn.Module]:
-    widths, groups = config.channels, config.norm_groups
-    encoder: list[nn.Module] = [nn.PixelUnshuffle(config.patch), nn.Conv2d(3 * config.patch**2, widths[0], 3, padding=1)]
+    """Build a local encoder and a wide decoder.
+
+    Behind its finest level the encoder only looks at the cell of a code, so an object keeps its codes whatever stands
+    beside it; a transformer learns such codes from fewer scenes. The decoder smooths over the borders.
+    """
+    widths = config.channels
+    encoder: list[nn.Module] = [nn.PixelUnshuffle(config.patch), nn.Conv2d(3 * config.patch**2, widths[0], 1)]
     for i, width in enumerate(widths):
         if i:
-            encoder.append(nn.Conv2d(widths[i - 1], width, 4, stride=2, padding=1))
-        encoder += [_Residual(width, groups) for _ in range(config.blocks)]
-    encoder += [nn.GroupNorm(groups, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], config.latent_channels, 1)]
+            encoder.append(nn.Conv2d(widths[i - 1], width, 2, stride=2))
+        encoder += [_Residual(width, kernel=1 if i else 3) for _ in range(config.blocks)]
+    encoder += [_PositionNorm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], config.latent_channels, 1)]
     decoder: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)]
     for i in reversed(range(len(widths))):
-        decoder += [_Residual(widths[i], groups) for _ in range(config.blocks + 1)]
+        decoder += [_Residual(widths[i], kernel=3) for _ in range(config.blocks + 1)]
         if i:
             decoder += [nn.Conv2d(widths[i], widths[i - 1] * 4, 3, padding=1), nn.PixelShuffle(2)]
-    decoder += [nn.GroupNorm(groups, widths[0]), nn.SiLU()]
+    decoder += [_PositionNorm(widths[0]), nn.SiLU()]
     decoder += [nn.Conv2d(widths[0], 3 * config.patch**2, 3, padding=1), nn.PixelShuffle(config.patch)]
     return nn.Sequential(*encoder), nn.Sequential(*decoder)
 
@@ -168,14 +187,18 @@ def _unshuffle_coders(config: ImageTokenizerConfig) -> tuple[nn.Module, nn.Modul
 def _diffusers_coders(config: ImageTokenizerConfig) -> tuple[nn.Module, nn.Module]:
     from diffusers.models.autoencoders.vae import Decoder, Encoder  # noqa: PLC0415  (diffusers costs seconds)
 
-    shared = {
+    shared: dict[str, Any] = {
         "block_out_channels": config.channels,
         "layers_per_block": config.blocks,
         "norm_num_groups": config.norm_groups,
         "mid_block_add_attention": config.mid_attention,
     }
     encoder = Encoder(
-        3, config.latent_channels, down_block_types=("DownEncoderBlock2D",) * len(config.channels), double_z=False, **shared
+        3,
+        config.latent_channels,
+        down_block_types=("DownEncoderBlock2D",) * len(config.channels),
+        double_z=False,
+        **shared,
     )
     decoder = Decoder(config.latent_channels, 3, up_block_types=("UpDecoderBlock2D",) * len(config.channels), **shared)
     return encoder, decoder

@@ -43,9 +43,9 @@ class QuantizerConfig:
 class ImageTokenizerConfig:
     """Shape of an image tokenizer.
 
-    `diffusers` builds the VQGAN encoder and decoder (arXiv:2012.09841) from diffusers' blocks. `unshuffle` starts with a
-    pixel-unshuffle of `patch` and is several times faster on a CPU. Every entry of `channels` behind the first halves the
-    resolution once more.
+    `diffusers` builds the VQGAN encoder and decoder (arXiv:2012.09841) from diffusers' blocks. `unshuffle` starts with
+    a pixel-unshuffle of `patch` and is several times faster on a CPU. Every entry of `channels` behind the first halves
+    the resolution once more.
     """
 
     architecture: Literal["diffusers", "unshuffle"] = "unshuffle"
@@ -59,7 +59,9 @@ class ImageTokenizerConfig:
 
     def __post_init__(self) -> None:
         """Check that the group norms divide the channels."""
-        if not self.channels or any(width % self.norm_groups for width in self.channels):
+        if not self.channels:
+            raise ValueError("channels must name at least one width, got none.")
+        if self.architecture == "diffusers" and any(width % self.norm_groups for width in self.channels):
             raise ValueError(
                 f"norm_groups must divide every entry of channels, got {self.norm_groups} and {list(self.channels)}."
             )

@@ -1,6 +1,7 @@
 """The quantizers of image tokenizers: one face over vector-quantize-pytorch."""
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,17 +45,18 @@ class Quantizer(nn.Module):
             result = self.codebook(narrow)
         quantized, codes = result[0], result[1]
         loss = result[2].sum() if len(result) > 2 else narrow.new_zeros(())
-        return Quantized(latents=self.project_out(quantized), codes=codes.long(), loss=loss.float())
+        wide = quantized.to(self.project_out.weight.dtype)
+        return Quantized(latents=self.project_out(wide), codes=codes.long(), loss=loss.float())
 
     def look_up(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "b n c"]:
         """Return the latents of codes in [0, codebook_size)."""
-        if self.config.kind in ("vq", "l2-vq"):
-            vectors = F.embedding(codes, self.codebook.codebook)
-        elif self.config.kind == "simvq":
-            vectors = F.embedding(codes, self.codebook.codebook)
-        else:
-            vectors = self.codebook.indices_to_codes(codes)
-        return self.project_out(vectors.to(self.project_out.weight.dtype))
+        return self.project_out(self.vectors(codes).to(self.project_out.weight.dtype))
+
+    def vectors(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "b n width"]:
+        """Return the vectors of codes in [0, codebook_size), as wide as the codebook."""
+        if self.config.kind in ("vq", "l2-vq", "simvq"):
+            return F.embedding(codes, cast(Tensor, self.codebook.codebook))
+        return cast(Any, self.codebook).indices_to_codes(codes)
 
 
 def _codebook(config: QuantizerConfig) -> nn.Module:
@@ -71,7 +73,9 @@ def _codebook(config: QuantizerConfig) -> nn.Module:
         )
     if config.kind == "simvq":
         return vqp.SimVQ(
-            dim=config.codebook_dim, codebook_size=config.codebook_size, input_to_quantize_commit_loss_weight=config.commitment_weight
+            dim=config.codebook_dim,
+            codebook_size=config.codebook_size,
+            input_to_quantize_commit_loss_weight=config.commitment_weight,
         )
     return vqp.VectorQuantize(
         dim=config.codebook_dim,

@@ -152,6 +152,10 @@ class Vocabulary:
             tables[modality] = [start + step for start, count in runs for step in range(count)]
         return cls(size=data["size"], specials=data["specials"], tables=tables)
 
+    def __reduce__(self) -> tuple[Any, tuple[dict[str, Any]]]:
+        """Copy and pickle by content: workers that prepare batches take it along."""
+        return type(self).from_dict, (self.to_dict(),)
+
     def __repr__(self) -> str:
         """Show sizes, not tables."""
         counts = ", ".join(f"{modality}={len(table)}" for modality, table in self._tables.items())

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +20,7 @@ def save_weights(state: Mapping[str, Tensor], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{WEIGHTS}.{os.getpid()}.partial"
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+        save_file({name: _apart(tensor) for name, tensor in state.items()}, temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(folder / WEIGHTS)
@@ -27,6 +28,11 @@ def save_weights(state: Mapping[str, Tensor], folder: Path) -> None:
         raise OSError(f"could not write {folder / WEIGHTS}: {error}; free some space and save again.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """Copy a tensor, as safetensors refuses tensors that share memory (tied embeddings)."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def load_weights(module: nn.Module, folder: Path) -> None:
@@ -55,7 +61,10 @@ def _check_header(path: Path) -> None:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > MAX_HEADER_BYTES:
-        raise ValueError(f"the header of {path} claims {size} bytes, at most {MAX_HEADER_BYTES} are read; the file is broken or hostile.")
+        raise ValueError(
+            f"the header of {path} claims {size} bytes, at most {MAX_HEADER_BYTES} are read; "
+            "the file is broken or hostile."
+        )
 
 
 def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> None:
@@ -69,7 +78,9 @@ def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[st
     problems = [f"missing tensors {missing[:5]}"] * bool(missing) + [f"unknown tensors {unknown[:5]}"] * bool(unknown)
     problems += [f"other shapes ({'; '.join(shapes[:5])})"] * bool(shapes)
     if problems:
-        raise ValueError(f"{path} does not fit its config.json: {', '.join(problems)}; use the files of one model together.")
+        raise ValueError(
+            f"{path} does not fit its config.json: {', '.join(problems)}; use the files of one model together."
+        )
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -87,6 +98,19 @@ def read_json(path: Path) -> dict[str, object]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}.")
     return data
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(data, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -1,0 +1,83 @@
+"""Continue a document of text and pictures.
+
+    anymodal sample document "a red apple" --want image --out apple
+    anymodal sample document dog.png "What is this?" --want text
+
+Words that name a picture file are read as pictures, all others as text. What the model writes is printed; pictures are
+saved as OUT/000.png, ... beside OUT/document.json, which lists the parts in order.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+
+def main(
+    parts: list[str],
+    *,
+    model: str = "emoji",
+    want: Literal["any", "text", "image"] = "any",
+    out: Path = Path("document"),
+    max_new_tokens: int | None = None,
+    max_images: int = 4,
+    guidance_scale: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> None:
+    """Continue the document.
+
+    Args:
+        parts: text, and paths of pictures, in order.
+        model: model folder, or the name of an embedded model.
+        want: what to write; "any" lets the model choose.
+        out: folder of what is written.
+        max_new_tokens: longest text.
+        max_images: most pictures that "any" draws.
+        guidance_scale: weight of the document for pictures; the model's default without it.
+        temperature: of text and codes; 0 takes the most likely ones.
+        top_k: keep the k most likely ids; 0 keeps all.
+        top_p: keep the fewest ids whose probability reaches p.
+        seed: of what is written.
+        device: cpu, cuda, ... or auto.
+        dtype: float32, bfloat16, float64 or auto.
+    """
+    import json
+    import sys
+
+    from anymodal.data.pictures import decode_picture
+    from anymodal.data.sheet import contact_sheet
+    from anymodal.pipeline import from_pretrained
+
+    pictures = (".png", ".jpg", ".jpeg", ".webp")
+    document = [decode_picture(Path(part).read_bytes()) if part.lower().endswith(pictures) else part for part in parts]
+    pipe = from_pretrained(model, device=device, dtype=dtype)
+    written = pipe.generate(
+        document,
+        want=want,
+        max_new_tokens=max_new_tokens,
+        max_images=max_images,
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    listed, drawn = [], []
+    for part in written:
+        if isinstance(part, str):
+            print(part)
+            listed.append({"text": part})
+            continue
+        path = out / f"{len(drawn):03}.png"
+        part.save(path)
+        print(path)
+        listed.append({"image": path.name})
+        drawn.append(part)
+    if drawn:
+        contact_sheet(drawn, scale=2).save(out / "sheet.png")
+    (out / "document.json").write_text(json.dumps(listed, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    sys.stderr.write(pipe.usage.report("part", count=len(written)))

@@ -1,0 +1,72 @@
+"""Draw pictures from prompts.
+
+    anymodal sample image "a rabbit"
+    anymodal sample image "a red apple" "two dogs" --model runs/mine/model --num_images 4 --seed 7 --out apples
+
+Pictures are written as OUT/000.png, OUT/001.png, ... beside OUT/sheet.png, a contact sheet of all of them.
+"""
+
+from pathlib import Path
+
+
+def main(
+    prompts: list[str],
+    *,
+    model: str = "emoji",
+    out: Path = Path("pictures"),
+    num_images: int = 1,
+    negative_prompt: str | None = None,
+    guidance_scale: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> None:
+    """Draw every prompt.
+
+    Args:
+        prompts: what to draw.
+        model: model folder, or the name of an embedded model.
+        out: folder of the pictures.
+        num_images: pictures a prompt; picture i has seed + i.
+        negative_prompt: what guidance leads away from.
+        guidance_scale: weight of the prompt; the model's default without it.
+        temperature: of the codes; 0 takes the most likely ones.
+        top_k: keep the k most likely codes; 0 keeps all.
+        top_p: keep the fewest codes whose probability reaches p.
+        height: of the pictures, in pixels.
+        width: of the pictures, in pixels.
+        seed: of the first picture of every prompt.
+        device: cpu, cuda, ... or auto.
+        dtype: float32, bfloat16, float64 or auto.
+    """
+    import sys
+
+    from anymodal.data.sheet import contact_sheet
+    from anymodal.pipeline import from_pretrained
+
+    pipe = from_pretrained(model, device=device, dtype=dtype)
+    images = pipe.generate_image(
+        prompts,
+        num_images=num_images,
+        negative_prompt=negative_prompt,
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        height=height,
+        width=width,
+        seed=seed,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    captions = [prompt for prompt in prompts for _ in range(num_images)]
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        image.save(out / f"{number:03}.png")
+        print(f"{out / f'{number:03}.png'}: {caption}")
+    contact_sheet(images, captions=captions, scale=2).save(out / "sheet.png")
+    print(out / "sheet.png")
+    sys.stderr.write(pipe.usage.report("image"))

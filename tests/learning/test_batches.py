@@ -1,0 +1,128 @@
+"""What a step sees is a function of the seed and the step, in any process."""
+
+import hashlib
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from anymodal.data.index import BadSample, ShardIndex
+from anymodal.data.samples import Reading
+from anymodal.data.shards import Sample, write_shards
+from anymodal.learning.batches import Deliveries, DocumentBatches, PictureBatches, StepData, StepSampler, check_codes
+from anymodal.learning.config import Ratios
+from anymodal.tokens.document import DocumentEncoder
+
+ORDER = {"batch_size": 6, "seed": 7, "steps": 5}
+
+
+def make(toy: Any, shards: str = "", **order: int) -> DocumentBatches:
+    parts = toy.parts()
+    encoder = DocumentEncoder(
+        text_tokenizer=parts.text_tokenizer,
+        vocabulary=parts.model.vocabulary,
+        layout=parts.layout,
+        template=parts.template,
+        look_tokens=parts.model.look_tokens,
+    )
+    return DocumentBatches(
+        ShardIndex.open(shards or toy.coded),
+        encoder=encoder,
+        reading=Reading(fingerprint=parts.image_tokenizer.fingerprint, look_size=16, prompt_dropout=0.5),
+        ratios=Ratios(),
+        seq_len=256,
+        order={**ORDER, **order},
+    )
+
+
+def digest(batches: Any, step: int) -> str:
+    batch = batches[step]
+    tensors = [batch] if isinstance(batch, torch.Tensor) else [batch.ids, batch.targets, batch.look_pixels]
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors if tensor is not None)).hexdigest()
+
+
+def test_a_step_is_the_same_in_another_process(toy: Any) -> None:
+    pictures = PictureBatches(ShardIndex.open(toy.plain), size=16, order=ORDER)
+    tasks = [(batches, step) for batches in (make(toy), pictures) for step in (4, 1, 3)]
+    here = [digest(*task) for task in tasks]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        there = pool.starmap(digest, tasks[::-1])
+    assert there == here[::-1]
+    assert len(set(here)) == 6
+    assert len(pictures) == 5
+
+
+def test_tasks_keep_their_ratios(toy: Any) -> None:
+    batches = make(toy, batch_size=10)
+    slots = [slot for step in range(5) for slot in batches.slots(step)]
+    assert batches.tasks == ["draw", "answer", "text"]
+    assert [sum(slot.source == i for slot in slots) for i in range(3)] == [25, 20, 5]
+    batch = batches[0]
+    assert batch.look_pixels is not None
+    assert batch.look_pixels.shape == (4, 3, 16, 16)
+
+
+def test_another_seed_is_another_order(toy: Any) -> None:
+    assert digest(make(toy, seed=8), 0) != digest(make(toy), 0)
+
+
+def test_a_bad_sample_leaves_its_slot_empty(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = make(toy)
+    whole = batches[2]
+    bad = batches.slots(2)[0].sample
+    original = ShardIndex.read
+
+    def read(index: ShardIndex, number: int) -> Sample:
+        if number == bad:
+            raise BadSample("crc32 differs", "a.tar", "k", 0)
+        return original(index, number)
+
+    monkeypatch.setattr(ShardIndex, "read", read)
+    less = Deliveries(batches)[2]
+    assert less.skipped["crc32 differs"] >= 1
+    assert less.mistake is None
+    assert less.batch.num_tokens < whole.num_tokens
+    again = Deliveries(batches)[2]
+    assert again.skipped == less.skipped, "counts are of one batch"
+    monkeypatch.setattr(ShardIndex, "read", lambda *_: (_ for _ in ()).throw(BadSample("cut", "a.tar", "k", 0)))
+    mistake = Deliveries(batches)[2].mistake
+    assert mistake is not None
+    assert "no sample of step 2 could be read ({'cut': 6})" in mistake
+
+
+def test_counts_and_mistakes_reach_the_training_process(toy: Any, tmp_path: Path) -> None:
+    bare = [Sample(f"{i}", {"txt": b"a dog"}) for i in range(4)]
+    index = ShardIndex.open(toy.coded)
+    write_shards([index.read(0), *bare], f"{tmp_path}/%06d.tar")
+    data = StepData(make(toy, str(tmp_path)), None, num_workers=1)
+    data.trainer = SimpleNamespace(global_step=3, training=True)  # type: ignore[assignment]
+    loader = data.train_dataloader()
+    batches = [data.on_before_batch_transfer(delivery, 0) for delivery in loader]
+    assert len(batches) == 2
+    assert set(data.skipped) == {"no codes", "no question"}
+    assert data.val_dataloader() == []
+    long = make(toy)
+    long.seq_len = 8
+    with pytest.raises(ValueError, match="^a document has"):
+        data.on_before_batch_transfer(Deliveries(long)[0], 0)
+    assert data.on_before_batch_transfer("as it is", 0) == "as it is"
+
+
+def test_a_resumed_sampler_says_the_length_of_the_run() -> None:
+    sampler = StepSampler(3, 6)
+    assert list(sampler) == [3, 4, 5]
+    assert len(sampler) == 6
+
+
+def test_codes_are_checked_in_every_shard(toy: Any) -> None:
+    index = ShardIndex.open(toy.coded)
+    reading = make(toy).reading
+    check_codes(index, reading)
+    with pytest.raises(ValueError, match=f"carry codes of {reading.fingerprint}, the image tokenizer is f00d"):
+        check_codes(index, replace(reading, fingerprint="f00d"))
+    with pytest.raises(ValueError, match="carry no codes.*anymodal tokenizers codes"):
+        check_codes(ShardIndex.open(toy.plain), reading)

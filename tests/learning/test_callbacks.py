@@ -1,0 +1,103 @@
+import signal
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from anymodal.learning.callbacks import Best, ProgressLines, Showing, Speed, StopAtBorder, callbacks_for
+from anymodal.learning.checkpoints import StepCheckpoints
+
+
+def trainer_at(step: int, **attributes: Any) -> Any:
+    defaults = {"global_step": step, "max_steps": 10, "should_stop": False, "is_global_zero": True}
+    return Mock(spec=pl.Trainer, **{**defaults, **attributes})
+
+
+def test_a_signal_stops_at_the_border_and_the_second_at_once() -> None:
+    stop, trainer, module = StopAtBorder(), trainer_at(1), pl.LightningModule()
+    before = signal.getsignal(signal.SIGTERM)
+    with stop.restored():
+        stop.on_train_start(trainer, module)
+        stop.on_train_batch_end(trainer, module, None, None, 0)
+        assert not trainer.should_stop
+        signal.raise_signal(signal.SIGTERM)
+        stop.on_train_batch_end(trainer, module, None, None, 0)
+        assert trainer.should_stop
+        assert trainer.limit_val_batches == 0, "a stop does not wait for a validation"
+        assert stop.received == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_speed_leaves_validation_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    logged: dict[str, float] = {}
+    module = pl.LightningModule()
+    module.log = lambda name, value, **_: logged.update({name: value})  # type: ignore[method-assign]
+    speed, batch = Speed(), torch.zeros(6, 3)
+    clock[0] = 100.0
+    speed.on_train_start(trainer_at(0), module)
+    for step, (waited, computed) in enumerate([(1.0, 3.0), (0.0, 4.0)], start=1):
+        trainer = trainer_at(step, log_every_n_steps=2)
+        clock[0] += waited
+        speed.on_train_batch_start(trainer, module, batch, 0)
+        clock[0] += computed
+        speed.on_train_batch_end(trainer, module, None, batch, 0)
+        clock[0] += 50.0
+        speed.on_validation_end(trainer, module)
+    assert logged == {"pictures_per_second": 12 / 8, "data_wait_share": 1 / 8}
+
+
+def test_the_lowest_loss_is_kept_over_a_resume() -> None:
+    saved: list[float] = []
+    best, module = Best(lambda _, loss: saved.append(loss)), pl.LightningModule()
+    for loss in (3.0, 2.0, 2.5):
+        metrics = {"held_out_loss": torch.tensor(loss)}
+        best.on_validation_epoch_end(trainer_at(1, callback_metrics=metrics, sanity_checking=False), module)
+    assert saved == [3.0, 2.0]
+    resumed = Best(lambda _, loss: saved.append(loss))
+    resumed.load_state_dict(best.state_dict())
+    metrics = {"held_out_loss": torch.tensor(2.1)}
+    resumed.on_validation_epoch_end(trainer_at(1, callback_metrics=metrics, sanity_checking=False), module)
+    resumed.on_validation_epoch_end(trainer_at(1, callback_metrics={}, sanity_checking=False), module)
+    assert saved == [3.0, 2.0]
+
+
+def test_showing_leaves_no_trace() -> None:
+    module, shown = pl.LightningModule(), list[int]()
+
+    def show(step: int) -> None:
+        assert not module.training
+        torch.rand(3)
+        shown.append(step)
+
+    showing = Showing(2, show)
+    state = torch.get_rng_state()
+    for step in (1, 2, 3, 4):
+        showing.on_train_batch_end(trainer_at(step), module, None, None, 0)
+    assert shown == [2, 4]
+    assert module.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_lines_tell_the_time_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    lines, module = ProgressLines(every_s=10.0), pl.LightningModule()
+    metrics = {"train_loss": torch.tensor(1.5)}
+    lines.on_train_start(trainer_at(4), module)
+    with caplog.at_level("INFO", logger="anymodal"):
+        for step, now in ((5, 6.0), (6, 12.0), (7, 13.0), (10, 15.0)):
+            clock[0] = now
+            lines.on_train_batch_end(trainer_at(step, progress_bar_metrics=metrics), module, None, None, 0)
+    assert caplog.messages == ["step 6/10  24 s left  train_loss 1.5", "step 10/10  0 s left  train_loss 1.5"]
+
+
+def test_checkpoints_come_behind_the_stop(tmp_path: Path) -> None:
+    kinds = [type(callback) for callback in callbacks_for(tmp_path, 3)]
+    assert kinds.index(StopAtBorder) < kinds.index(StepCheckpoints)

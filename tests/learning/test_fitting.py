@@ -1,0 +1,101 @@
+"""The loop itself; what it makes of whole runs is tested with the runs."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+
+from anymodal.learning.batches import StepBatches, StepData
+from anymodal.learning.config import RunConfig
+from anymodal.learning.fitting import fit, precision_of
+
+
+class Numbers(StepBatches):
+    """Step k is k."""
+
+    def __getitem__(self, step: int) -> torch.Tensor:
+        return torch.tensor([float(step)])
+
+
+class Adder(pl.LightningModule):
+    """Remember the steps that were seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seen: list[float] = []
+        self.modes: set[bool] = set()
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.seen.append(float(batch))
+        self.modes.add(self.training)
+        self.log("train_loss", batch[0])
+        return (self.weight * batch).sum()
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.log("held_out_loss", batch[0], batch_size=1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def run_to(steps: int, out: Path, **options: Any) -> Adder:
+    run = RunConfig(**{"steps": steps, "precision": "float32", "log_every": 1, "checkpoint_every": 4, **options})
+    held_out = Numbers(2) if run.validate_every else None
+    module = Adder().eval()
+    assert fit(module, StepData(Numbers(steps), held_out, 0), run=run, out=out) == 0
+    return module
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "logs" / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_longer_run_goes_on_where_the_shorter_ended(tmp_path: Path) -> None:
+    assert run_to(5, tmp_path, validate_every=2).seen == [0, 1, 2, 3, 4]
+    longer = run_to(8, tmp_path, validate_every=2)
+    assert longer.seen == [5, 6, 7]
+    assert longer.modes == {True}
+    assert longer.weight.item() == pytest.approx(-0.1 * sum(range(8)))
+    assert [int(row["step"]) for row in rows(tmp_path) if row["train_loss"]] == list(range(8))
+    assert [int(row["step"]) for row in rows(tmp_path) if row["held_out_loss"]] == [1, 3, 5, 7]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*.ckpt")) == [
+        "step-00000005.ckpt",
+        "step-00000008.ckpt",
+    ]
+
+
+def test_a_complete_run_does_nothing_more(tmp_path: Path) -> None:
+    run_to(3, tmp_path)
+    again = run_to(3, tmp_path)
+    assert again.seen == []
+    assert again.weight.item() == pytest.approx(-0.3)
+    assert len(rows(tmp_path)) == 3
+
+
+def test_logs_behind_the_checkpoint_are_written_again(tmp_path: Path) -> None:
+    run_to(6, tmp_path)
+    for path in (tmp_path / "checkpoints").glob("step-00000006*"):
+        path.unlink()
+    assert run_to(6, tmp_path).seen == [4, 5]
+    assert [int(row["step"]) for row in rows(tmp_path)] == list(range(6))
+
+
+def test_ctrl_c_before_the_first_step_is_an_interrupt(tmp_path: Path) -> None:
+    class Impatient(Adder):
+        def on_fit_start(self) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Impatient(), StepData(Numbers(2), None, 0), run=RunConfig(precision="float32"), out=tmp_path)
+
+
+def test_precision_is_told() -> None:
+    assert precision_of(RunConfig(precision="bf16")) == "bf16"
+    assert precision_of(RunConfig(precision="float32")) == "float32"
+    assert precision_of(RunConfig()) in ("bf16", "float32")

@@ -1,0 +1,66 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunConfig
+from anymodal.learning.image_objective import ImageTokenizerObjective, PatchDiscriminator, psnr
+from anymodal.tokens.image import ImageTokenizer
+from anymodal.tokens.image_config import ImageTokenizerConfig, QuantizerConfig
+
+PIXELS = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+
+
+def make(features: Any = None, **losses: Any) -> ImageTokenizerObjective:
+    torch.manual_seed(0)
+    quantizer = QuantizerConfig(kind="l2-vq", codebook_size=16, codebook_dim=4)
+    tokenizer = ImageTokenizer(
+        ImageTokenizerConfig(channels=(8,), norm_groups=4, blocks=1, latent_channels=8, quantizer=quantizer)
+    )
+    objective = ImageTokenizerObjective(
+        tokenizer,
+        losses=ImageObjectiveConfig(**losses),
+        optimizer=OptimizerConfig(),
+        run=RunConfig(),
+        features=features,
+    )
+    objective.logged = {}  # type: ignore[assignment]
+    objective.log = lambda name, value, **_: objective.logged.update({name: value})  # type: ignore[method-assign, union-attr, operator]
+    return objective
+
+
+def test_loss_is_the_sum_of_its_terms() -> None:
+    objective = make(features=lambda pixels: [pixels * 2, pixels[:, :2]], perceptual_weight=0.5, l2_weight=3.0)
+    objective.tokenizer.eval()
+    result = objective.tokenizer(PIXELS)
+    quality = psnr(PIXELS, result.pixels.detach()).mean().item()
+    difference = PIXELS - result.pixels
+    expected = difference.abs().mean() + 3 * difference.square().mean() + result.codebook_loss
+    for real, drawn in ((PIXELS, result.pixels), (PIXELS[:, :2], result.pixels[:, :2])):
+        real, drawn = (x / x.norm(dim=1, keepdim=True).clamp(min=1e-12) for x in (real, drawn))
+        expected = expected + 0.25 * (real - drawn).square().sum(1).mean()
+    torch.testing.assert_close(objective.training_step(PIXELS, 0), expected)
+    logged: Any = objective.logged
+    assert 1 <= float(logged["codebook_perplexity"]) <= 16
+    assert 0 < float(logged["codebook_used"]) <= 1
+    objective.validation_step(PIXELS, 0)
+    assert math.isclose(float(logged["held_out_psnr"]), quality, rel_tol=1e-4)
+
+
+def test_psnr_is_that_of_the_definition() -> None:
+    real, drawn = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.2)
+    assert math.isclose(float(psnr(real, drawn)), 20 * math.log10(2 / 0.2), rel_tol=1e-5)
+
+
+def test_the_discriminator_scores_patches() -> None:
+    discriminator = PatchDiscriminator(16)
+    scores = discriminator(PIXELS)
+    assert scores.shape == (2, 1, 7, 7)
+    assert make(adversarial_weight=0.5).automatic_optimization is False
+    assert make().automatic_optimization is True
+
+
+def test_a_perceptual_term_needs_features() -> None:
+    with pytest.raises(ValueError, match="perceptual_weight needs features: install"):
+        make(perceptual_weight=1.0)

@@ -1,0 +1,65 @@
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anymodal.data.config import DataConfig
+from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunConfig
+from anymodal.learning.image_run import train_image_tokenizer
+from anymodal.tokens.image import ImageTokenizer
+from anymodal.tokens.image_config import ImageTokenizerConfig, QuantizerConfig
+
+RUN = RunConfig(steps=4, batch_size=4, precision="float32", log_every=1, validate_every=2, checkpoint_every=2)
+
+
+def train(toy: Any, out: Path, run: RunConfig = RUN, **losses: Any) -> ImageTokenizer:
+    torch.manual_seed(0)
+    quantizer = QuantizerConfig(kind="l2-vq", codebook_size=16, codebook_dim=4)
+    tokenizer = ImageTokenizer(
+        ImageTokenizerConfig(channels=(8,), norm_groups=4, blocks=1, latent_channels=8, quantizer=quantizer)
+    )
+    code = train_image_tokenizer(
+        tokenizer,
+        data=DataConfig(train=toy.plain, held_out=toy.plain, num_workers=0),
+        losses=ImageObjectiveConfig(size=32, **losses),
+        optimizer=OptimizerConfig(warmup_steps=1),
+        run=replace(run, validation_steps=2),
+        out=out,
+    )
+    assert code == 0
+    return ImageTokenizer.from_pretrained(out / "image_tokenizer")
+
+
+def column(out: Path, name: str) -> dict[int, str]:
+    with (out / "logs" / "metrics.csv").open(newline="") as file:
+        return {int(row["step"]): row[name] for row in csv.DictReader(file) if row[name]}
+
+
+@pytest.mark.parametrize("losses", [{}, {"adversarial_weight": 0.1, "adversarial_start": 1}])
+def test_halves_equal_the_whole(toy: Any, tmp_path: Path, losses: dict[str, Any]) -> None:
+    whole = train(toy, tmp_path / "whole", **losses)
+    losses_of_whole = column(tmp_path / "whole", "train_loss")
+    assert sorted(losses_of_whole) == [0, 1, 2, 3]
+    assert sorted(column(tmp_path / "whole", "held_out_psnr")) == [1, 3]
+    train(toy, tmp_path / "halves", **losses)
+    for path in (tmp_path / "halves" / "checkpoints").glob("step-00000004*"):
+        path.unlink()  # as if it had been killed in the third step
+    halves = train(toy, tmp_path / "halves", **losses)
+    assert column(tmp_path / "halves", "train_loss") == losses_of_whole
+    assert halves.fingerprint == whole.fingerprint
+
+
+def test_a_size_that_does_not_fit_is_refused(toy: Any, tmp_path: Path) -> None:
+    tokenizer = ImageTokenizer(ImageTokenizerConfig(channels=(32,), patch=4))
+    with pytest.raises(ValueError, match="losses.size must be a multiple of the tokenizer's down-sampling 4, got 30"):
+        train_image_tokenizer(
+            tokenizer,
+            data=DataConfig(train=toy.plain),
+            losses=ImageObjectiveConfig(size=30),
+            optimizer=OptimizerConfig(),
+            run=RUN,
+            out=tmp_path,
+        )

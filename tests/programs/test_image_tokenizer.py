@@ -1,0 +1,33 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anymodal.__main__ import main
+from anymodal.tokens.image import ImageTokenizer
+
+WORDS = [
+    *("--tokenizer.channels", "[8]", "--tokenizer.norm_groups", "4", "--tokenizer.blocks", "1"),
+    *("--tokenizer.latent_channels", "8", "--tokenizer.quantizer.codebook_size", "16", "--losses.size", "16"),
+    *("--run.steps", "2", "--run.batch_size", "4", "--run.sample_every", "2", "--run.precision", "float32"),
+    *("--run.validate_every", "2", "--run.validation_steps", "1", "--data.num_workers", "0"),
+]
+
+
+def test_trains_shows_and_resumes(toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = ["tokenizers", "image", "--data.train", toy.plain, "--data.held_out", toy.plain, "--out", str(out), *WORDS]
+    assert main(words) == 0
+    fingerprint = ImageTokenizer.from_pretrained(out / "image_tokenizer").fingerprint
+    assert capsys.readouterr().out == f"{out / 'image_tokenizer'}: fingerprint {fingerprint}\n"
+    assert (out / "samples" / "step-00000002.png").is_file()
+    assert main([*words, "--run.steps", "4"]) == 0
+    assert sorted(path.name for path in (out / "samples").iterdir())[-1] == "step-00000004.png"
+
+
+def test_mistakes_end_with_code_2(toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tokenizers", "image", "--out", str(tmp_path / "run"), *WORDS]
+    assert main([*words, "--data.train", str(tmp_path / "gone-{0..3}.tar")]) == 2
+    assert "gone-0.tar does not" in capsys.readouterr().err
+    assert main([*words, "--data.train", toy.plain, "--losses.size", "18"]) == 2
+    assert "must be" in capsys.readouterr().err

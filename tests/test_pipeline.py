@@ -1,0 +1,112 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anymodal.data.emoji import picture
+from anymodal.pipeline import Pipeline, from_pretrained
+from anymodal.tokens.document import Codes, Draw, Look
+
+IMAGE = picture("dog").convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def pipe(toy: Any) -> Pipeline:
+    return Pipeline(toy.parts(heads="decoupled"))
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return bool(np.array_equal(np.asarray(one), np.asarray(other)))
+
+
+def test_pictures_are_drawn_by_seed(pipe: Pipeline) -> None:
+    images = pipe.generate_image(["a dog", "a cat"], num_images=2, seed=3, guidance_scale=2.0, top_k=8)
+    assert [image.size for image in images] == [(16, 16)] * 4
+    assert pipe.usage.tokens == 4 * 17
+    assert pipe.usage.tokens_per_second > 0
+    (alone,) = pipe.generate_image("a cat", seed=4, guidance_scale=2.0, top_k=8)
+    assert same(alone, images[3])
+    assert not same(images[2], images[3])
+    (negative,) = pipe.generate_image("a cat", seed=4, guidance_scale=2.0, top_k=8, negative_prompt="a dog")
+    assert negative.size == (16, 16)
+    with pytest.raises(ValueError, match="draws pictures of 16 x 16 pixels .*, not 32 x 16"):
+        pipe.generate_image("a dog", height=32)
+    with pytest.raises(ValueError, match="shorten the prompt"):
+        pipe.generate_image("x" * 600)
+
+
+def test_answers_are_one_a_question(pipe: Pipeline) -> None:
+    one = pipe.answer(IMAGE, "What is it?", max_new_tokens=5)
+    assert isinstance(one, str)
+    assert pipe.answer([IMAGE, IMAGE], ["What is it?", "Is it red?"], max_new_tokens=5)[0] == one
+    with pytest.raises(ValueError, match="one picture a question, got 1 pictures and 2 questions"):
+        pipe.answer([IMAGE], ["a", "b"])
+
+
+def test_documents_are_continued(pipe: Pipeline) -> None:
+    (image,) = pipe.generate([IMAGE, "The same, but blue:"], want="image", seed=0)
+    assert isinstance(image, Image.Image)
+    assert all(isinstance(part, str) for part in pipe.generate(["a dog"], want="text", max_new_tokens=4))
+    parts = pipe.generate(["a dog"], max_new_tokens=60, temperature=3.0, max_images=1)
+    assert sum(isinstance(part, Image.Image) for part in parts) <= 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"understanding": None}, {"heads": "decoupled"}])
+def test_likelihoods_of_all_choices_add_up(toy: Any, changes: dict[str, Any]) -> None:
+    parts = toy.parts(**changes)
+    pipe = Pipeline(parts)
+    target = " a dog"
+    value = pipe.log_likelihood([IMAGE, "What is it?"], target)
+    look = Look(pipe._resolve([IMAGE])[0].picture)
+    prompt = pipe.encoder.encode([look, "What is it?"], complete=False)
+    ids = torch.tensor(parts.text_tokenizer.encode(target))
+    total = 0.0
+    grown = prompt.ids
+    for index in ids:
+        batch = pipe._batch([type(prompt)(grown, torch.zeros(len(grown), dtype=torch.bool), prompt.looks)])
+        with torch.no_grad():
+            total += float(parts.model(batch).logits[0, -1].log_softmax(-1)[index])
+        grown = torch.cat((grown, index[None]))
+    assert value == pytest.approx(total, abs=1e-4)
+    codes = Draw(torch.zeros(4, 4, dtype=torch.long))
+    assert pipe.log_likelihood(["a dog"], codes) < 0
+
+
+def test_batches_are_prepared(pipe: Pipeline) -> None:
+    batch = pipe.prepare([["a red apple", Draw(IMAGE)], [IMAGE, "What is this?", " an apple"]])
+    losses = pipe.model(batch).losses
+    assert int(losses["image"].count) == 16
+    assert batch.look_pixels is not None
+    assert batch.look_pixels.shape == (1, 3, 16, 16)
+    with pytest.raises(ValueError, match="needs a target"):
+        pipe.prepare([[IMAGE]])
+
+
+def test_reconstruction_is_the_image_tokenizers(pipe: Pipeline) -> None:
+    (image,) = pipe.reconstruct([IMAGE])
+    codes = pipe._resolve([Codes(IMAGE)])[0].picture
+    assert same(image, pipe._decode_picture(codes))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_a_saved_pipeline_is_loaded(toy: Any, pipe: Pipeline, tmp_path: Path, dtype: str) -> None:
+    pipe.save_pretrained(tmp_path / "model")
+    again = from_pretrained(tmp_path / "model", device="cpu", dtype=dtype)
+    assert again.model.embedding.weight.dtype == getattr(torch, dtype)
+    assert again.generation == pipe.generation
+    (image,) = again.generate_image("a dog", seed=1)
+    if dtype == "float32":
+        assert same(image, pipe.generate_image("a dog", seed=1)[0])
+    assert isinstance(again.answer(IMAGE, "What is it?", max_new_tokens=3), str)
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no model 'emojy'"):
+        from_pretrained("emojy")
+    with pytest.raises(ValueError, match="allow_pickle is for published layouts"):
+        from_pretrained(tmp_path, allow_pickle=True)
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        from_pretrained(tmp_path, dtype="int8")
