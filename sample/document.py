@@ -8,7 +8,10 @@ saved as OUT/000.png, ... beside OUT/document.json, which lists the parts in ord
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def main(
@@ -47,37 +50,33 @@ def main(
     import json
     import sys
 
-    from anymodal.data.pictures import decode_picture
-    from anymodal.data.sheet import contact_sheet
+    from anymodal.data.sheet import save_pictures
     from anymodal.pipeline import from_pretrained
 
-    pictures = (".png", ".jpg", ".jpeg", ".webp")
-    document = [decode_picture(Path(part).read_bytes()) if part.lower().endswith(pictures) else part for part in parts]
+    document = [read_part(part) for part in parts]
     pipe = from_pretrained(model, device=device, dtype=dtype)
+    choice: dict[str, Any] = {
+        "guidance_scale": guidance_scale,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+    }
     written = pipe.generate(
-        document,
-        want=want,
-        max_new_tokens=max_new_tokens,
-        max_images=max_images,
-        guidance_scale=guidance_scale,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
+        document, want=want, max_new_tokens=max_new_tokens, max_images=max_images, seed=seed, **choice
     )
+    drawn = [part for part in written if not isinstance(part, str)]
+    paths = iter(save_pictures(drawn, out) if drawn else [])
     out.mkdir(parents=True, exist_ok=True)
-    listed, drawn = [], []
-    for part in written:
-        if isinstance(part, str):
-            print(part)
-            listed.append({"text": part})
-            continue
-        path = out / f"{len(drawn):03}.png"
-        part.save(path)
-        print(path)
-        listed.append({"image": path.name})
-        drawn.append(part)
-    if drawn:
-        contact_sheet(drawn, scale=2).save(out / "sheet.png")
+    listed = [{"text": part} if isinstance(part, str) else {"image": next(paths).name} for part in written]
     (out / "document.json").write_text(json.dumps(listed, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    for part in listed:
+        print(part["text"] if "text" in part else out / part["image"])
     sys.stderr.write(pipe.usage.report("part", count=len(written)))
+
+
+def read_part(part: str) -> "str | Image.Image":
+    """Read a part that names a picture file; any other is text."""
+    from anymodal.data.pictures import decode_picture
+
+    is_picture = Path(part).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
+    return decode_picture(Path(part).read_bytes()) if is_picture else part

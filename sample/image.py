@@ -7,6 +7,7 @@ Pictures are written as OUT/000.png, OUT/001.png, ... beside OUT/sheet.png, a co
 """
 
 from pathlib import Path
+from typing import Any
 
 
 def main(
@@ -46,27 +47,22 @@ def main(
     """
     import sys
 
-    from anymodal.data.sheet import contact_sheet
+    from anymodal.data.sheet import save_pictures
     from anymodal.pipeline import from_pretrained
 
     pipe = from_pretrained(model, device=device, dtype=dtype)
+    choice: dict[str, Any] = {
+        "guidance_scale": guidance_scale,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+    }
+    size: dict[str, Any] = {"height": height, "width": width}
     images = pipe.generate_image(
-        prompts,
-        num_images=num_images,
-        negative_prompt=negative_prompt,
-        guidance_scale=guidance_scale,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        height=height,
-        width=width,
-        seed=seed,
+        prompts, num_images=num_images, negative_prompt=negative_prompt, seed=seed, **choice, **size
     )
-    out.mkdir(parents=True, exist_ok=True)
     captions = [prompt for prompt in prompts for _ in range(num_images)]
-    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        image.save(out / f"{number:03}.png")
-        print(f"{out / f'{number:03}.png'}: {caption}")
-    contact_sheet(images, captions=captions, scale=2).save(out / "sheet.png")
-    print(out / "sheet.png")
+    paths = save_pictures(images, out, captions)
+    for path, caption in zip(paths, [*captions, "all of them"], strict=True):
+        print(f"{path}: {caption}")
     sys.stderr.write(pipe.usage.report("image"))

@@ -64,14 +64,7 @@ def main(
 
         features = feature_maps()
     code = train_image_tokenizer(
-        built,
-        data=data,
-        losses=losses,
-        optimizer=optimizer,
-        run=run,
-        out=out,
-        features=features,
-        show=show,
+        built, data=data, losses=losses, optimizer=optimizer, run=run, out=out, features=features, show=show
     )
     print(
         f"{out / 'image_tokenizer'}: fingerprint {ImageTokenizer.from_pretrained(out / 'image_tokenizer').fingerprint}"

@@ -130,7 +130,7 @@ def write_data(road: Road) -> None:
 
     count = max(MIN_SCENES, min(MAX_SCENES, int(SCENES_A_MINUTE * road.minutes)))
     held_out = min(HELD_OUT_SCENES, count // 2)
-    kinds = (*KINDS, "one")  # twice: what is alone is learned first, the rest is made of it
+    kinds = (*KINDS, *("one",) * 5)  # what stands alone is learned first, the rest is made of it
     scenes = scene_samples("train", count=count, seed=road.seed, concepts=road.names, kinds=kinds)
     splits = {
         "train": chain(emoji_samples("train", concepts=road.names), scenes),

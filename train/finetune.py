@@ -31,14 +31,14 @@ def main(
         stage: what is learned, in which mixture.
         optimizer: how it learns.
         run: how long it trains and what it writes on its way.
-        prompts: what is drawn every run.sample_every steps.
+        prompts: what is drawn every run.sample_every steps, beside answers about held-out pictures.
     """
     from anymodal.learning.unified_run import train_unified
     from anymodal.pipeline import from_pretrained
-    from anymodal.scoring.showing import drawings
+    from anymodal.scoring.showing import first_questions, snapshots
 
     pipe = from_pretrained(model, device="cpu", dtype="float32")
-    show = drawings(pipe, prompts, out / "samples") if prompts else None
+    show = snapshots(pipe, prompts, first_questions(data), out / "samples") if run.sample_every else None
     code = train_unified(pipe.parts, data=data, stage=stage, optimizer=optimizer, run=run, out=out, show=show)
     print(f"{out / 'model'}: {run.steps} steps" if code == 0 else f"{out}: stopped; the same command resumes")
     return code

@@ -45,19 +45,19 @@ def main(
         optimizer: how it learns.
         run: how long it trains and what it writes on its way.
         generation: sampling defaults that the model folder will carry.
-        prompts: what is drawn every run.sample_every steps.
+        prompts: what is drawn every run.sample_every steps, beside answers about held-out pictures.
     """
     import torch
 
     from anymodal.configuration import to_dict
     from anymodal.learning.unified_run import new_model, train_unified
     from anymodal.pipeline import Pipeline
-    from anymodal.scoring.showing import drawings
+    from anymodal.scoring.showing import first_questions, snapshots
 
     torch.manual_seed(run.seed)
     parts = new_model(model, data, text_tokenizer=text_tokenizer, image_tokenizer=image_tokenizer, template=template)
     parts.generation = to_dict(generation)
-    show = drawings(Pipeline(parts), prompts, out / "samples") if prompts else None
+    show = snapshots(Pipeline(parts), prompts, first_questions(data), out / "samples") if run.sample_every else None
     code = train_unified(parts, data=data, stage=stage, optimizer=optimizer, run=run, out=out, show=show)
     print(f"{out / 'model'}: {run.steps} steps" if code == 0 else f"{out}: stopped; the same command resumes")
     return code

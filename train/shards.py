@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from anymodal.data.importing import Sieve
     from anymodal.data.shards import Sample
 
 Split = Literal["train", "held-out"]
@@ -81,9 +82,14 @@ def main(
         overwrite=overwrite,
         pictures_verified=True,
     )
+    sys.stdout.write(f"shards   {len(shards)} in {out}\n{report(sieve)}")
+
+
+def report(sieve: "Sieve") -> str:
+    """Tell how many samples are good, what they hold, and why others are bad."""
     held = ", ".join(f"{count} with {part}" for part, count in sorted(sieve.holds.items()))
-    sys.stdout.write(f"shards   {len(shards)} in {out}\nsamples  {sieve.good} ({held})\nbad      {sieve.bad.total()}\n")
-    sys.stdout.writelines(f"  {count} x {reason}\n" for reason, count in sorted(sieve.bad.items()))
+    reasons = "".join(f"  {count} x {reason}\n" for reason, count in sorted(sieve.bad.items()))
+    return f"samples  {sieve.good} ({held})\nbad      {sieve.bad.total()}\n{reasons}"
 
 
 def embedded(

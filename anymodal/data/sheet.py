@@ -1,6 +1,7 @@
 """Contact sheets: many pictures as one, with captions."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -36,6 +37,16 @@ def contact_sheet(
         for number, line in enumerate(lines[i] if i < len(lines) else []):
             draw.text((x, y + height + 1 + number * LINE_HEIGHT), line, fill="black", font=font)
     return sheet
+
+
+def save_pictures(images: Sequence[Image.Image], out: Path, captions: Sequence[str] = ()) -> list[Path]:
+    """Write pictures as OUT/000.png, OUT/001.png, ... and, last, a contact sheet of all as OUT/sheet.png."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"{number:03}.png" for number in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        image.save(path)
+    contact_sheet(images, captions=captions, scale=2).save(out / "sheet.png")
+    return [*paths, out / "sheet.png"]
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:

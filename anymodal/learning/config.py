@@ -87,6 +87,7 @@ class StageConfig:
         image_weight: weight of the loss on image codes (Emu3: 0.5).
         z_loss: weight of the squared log partition (Chameleon: 1e-5).
         prompt_dropout: share of drawings whose prompt is left empty, for guidance.
+        code_noise: largest share of a drawing's codes that are read as others; each drawing draws its own below it.
         questions_per_picture: questions asked in one answering document.
     """
 
@@ -96,6 +97,7 @@ class StageConfig:
     image_weight: float = 1.0
     z_loss: float = 1e-5
     prompt_dropout: float = 0.1
+    code_noise: float = 0.0
     questions_per_picture: int = 2
 
 

@@ -1,10 +1,11 @@
 """The objective of the unified model: understanding and generation in one step."""
 
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
 from anymodal.learning.optimizer import build_optimizer, rate_at
 from anymodal.model.loss import TokenLoss
 from anymodal.model.unified import AnyModal
-from anymodal.tokens.batch import Batch
+from anymodal.tokens.batch import IGNORE, Batch
 
 MAX_BAD_STEPS = 5
 
@@ -78,7 +79,8 @@ class UnifiedObjective(Objective):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Return the loss of a packed batch."""
-        losses = self.forward_model(batch).losses
+        noised = with_code_noise(batch, self.model.code_of, self.stage.code_noise)
+        losses = self.forward_model(noised).losses
         loss = self._combine(losses)
         self._log_losses("train", losses, loss)
         self.log("tokens", float(batch.num_tokens), reduce_fx="sum")
@@ -115,3 +117,25 @@ class UnifiedObjective(Objective):
         self.log(f"{name}_loss", loss.detach(), prog_bar=not shown, batch_size=1)
         if shown:
             self.log("max_logit", torch.stack([part.max_logit for part in losses.values()]).max())
+
+
+def with_code_noise(batch: Batch, code_of: Int[Tensor, " v"], most: float) -> Batch:
+    """Exchange some of the codes that a drawing is read on with codes from elsewhere in the batch; targets stay.
+
+    Each document draws its own share from [0, most). A drawn code mostly follows from the codes before it; a model that
+    always reads the truth draws its first codes from memory and never learns to heed the prompt, and when it samples it
+    meets its own mistakes for the first time (exposure bias, arXiv:1506.03099).
+    """
+    if not most or batch.documents is None:
+        return batch
+    drawn = torch.zeros_like(batch.ids, dtype=torch.bool)
+    drawn[:, 1:] = (batch.targets[:, :-1] != IGNORE) & (code_of[batch.ids[:, 1:]] >= 0)
+    codes = batch.ids[drawn]
+    if not len(codes):
+        return batch
+    shares = most * torch.rand(int(batch.documents.max()) + 1, device=codes.device)
+    changed = torch.rand(codes.shape, device=codes.device) < shares[batch.documents[drawn]]
+    elsewhere = codes[torch.randint(len(codes), codes.shape, device=codes.device)]
+    ids = batch.ids.clone()
+    ids[drawn] = torch.where(changed, elsewhere, codes)
+    return replace(batch, ids=ids)

@@ -1,18 +1,42 @@
-"""What a model draws while it learns."""
+"""What a model draws and answers while it learns."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
+from anymodal.data.config import DataConfig
+from anymodal.data.index import ShardIndex
+from anymodal.data.samples import PICTURES, details_of
 from anymodal.data.sheet import contact_sheet
 from anymodal.pipeline import Pipeline
+from anymodal.scoring.answers import Asked, ask, questions_of
+
+MOST_QUESTIONS = 8
 
 
-def drawings(pipe: Pipeline, prompts: Sequence[str], folder: Path) -> Callable[[int], None]:
-    """Return a function that draws the prompts at a step and writes them as one picture."""
+def snapshots(pipe: Pipeline, prompts: Sequence[str], asked: Sequence[Asked], folder: Path) -> Callable[[int], None]:
+    """Return a function that, at a step, draws the prompts as one picture and writes the answers as one text."""
 
     def show(step: int) -> None:
-        sheet = contact_sheet(pipe.generate_image(list(prompts)), captions=list(prompts), scale=2)
         folder.mkdir(parents=True, exist_ok=True)
-        sheet.save(folder / f"step-{step:08d}.png")
+        if prompts:
+            sheet = contact_sheet(pipe.generate_image(list(prompts)), captions=list(prompts), scale=2)
+            sheet.save(folder / f"step-{step:08d}.png")
+        if asked:
+            lines = [
+                f"{each.question} {said} ({each.answer})" for each, said in zip(asked, ask(pipe, asked), strict=True)
+            ]
+            (folder / f"step-{step:08d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     return show
+
+
+def first_questions(data: DataConfig) -> list[Asked]:
+    """Return a question about each of the first held-out pictures (training pictures where none are held out)."""
+    index = ShardIndex.open(
+        data.held_out or data.train, index_folder=data.index_folder, max_bad_fraction=data.max_bad_fraction
+    )
+    samples = (index.read(number) for number in range(len(index)))
+    fit = (each for each in samples if details_of(each).get("questions") and set(PICTURES) & set(each.members))
+    found = [questions_of([sample]) for sample in islice(fit, MOST_QUESTIONS)]
+    return [questions[number % len(questions)] for number, questions in enumerate(found)]

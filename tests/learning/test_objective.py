@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
-from anymodal.learning.objective import UnifiedObjective, clip_or_drop
+from anymodal.learning.objective import UnifiedObjective, clip_or_drop, with_code_noise
 from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
 from anymodal.model.unified import AnyModal
 from anymodal.tokens.batch import Batch, pad
@@ -107,3 +107,19 @@ def test_randomness_is_that_of_the_step() -> None:
     objective.run = replace(objective.run, seed=1)
     objective.on_train_batch_start(None, 0)
     assert not torch.equal(torch.rand(3), first)
+
+
+def test_code_noise_exchanges_drawn_codes_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    ids = torch.tensor([2, 12, 13, 4, *[12 + k % 6 for k in range(200)], 5])
+    loss = torch.arange(len(ids)) >= 4
+    plain = pad([TokenSequence(ids, loss, ())] * 2, 0, None)
+    code_of = torch.cat([torch.full((12,), -1), torch.arange(6)])
+    noised = with_code_noise(plain, code_of, 0.8)
+    changed = noised.ids != plain.ids
+    assert torch.equal(noised.targets, plain.targets)
+    assert not changed[:, :4].any(), "context codes without loss stay"
+    assert not changed[:, -1].any(), "what is no code stays"
+    assert set(noised.ids[changed].tolist()) <= set(range(12, 18))
+    assert 0 < changed.float().mean() < 0.8
+    assert with_code_noise(plain, code_of, 0.0) is plain
