@@ -1,4 +1,4 @@
-"""Write shards again with the codes of their pictures, so that training encodes nothing.
+r"""Write shards again with the codes of their pictures, so that training encodes nothing.
 
     anymodal tokenizers codes --shards "data/train-{000000..000003}.tar" \
         --image_tokenizer runs/tokenizer/image_tokenizer --out data/coded

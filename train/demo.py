@@ -330,7 +330,7 @@ def report(road: Road, pipe: "Pipeline") -> None:
     save_report(page, road.out / "report.html")
     for title, found in scores.items():
         sys.stdout.write(f"{title}\n")
-        sys.stdout.writelines(f"  {line(each)}\n" for each in found)
+        sys.stdout.writelines(f"  {each.describe()}\n" for each in found)
     sys.stdout.write(f"{road.out / 'report.html'}\n")
 
 
@@ -373,10 +373,3 @@ def varied(asked: "Sequence[Asked]", count: int) -> "list[Asked]":
         random.Random(count).shuffle(queue)
     turns = zip_longest(*(queue for _, queue in sorted(queues.items())))
     return [each for turn in turns for each in turn if each is not None][:count]
-
-
-def line(score: "Score") -> str:
-    """Write a score as a line."""
-    words = f"{score.name:<40}{100 * score.value:6.1f} % of {score.count}"
-    words += "" if score.chance is None else f", chance {100 * score.chance:.1f} %"
-    return words + ("" if score.ceiling is None else f", ceiling {100 * score.ceiling:.1f} %")

@@ -1,4 +1,4 @@
-"""Train a unified model from nothing on shards with codes.
+r"""Train a unified model from nothing on shards with codes.
 
     anymodal train pretrain --config configs/emoji/pretrain.yaml
     anymodal train pretrain --data.train "data/coded/{000000..000003}.tar" --text_tokenizer data/tokenizer.json \

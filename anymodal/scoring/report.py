@@ -49,6 +49,12 @@ class Score:
     chance: float | None = None
     ceiling: float | None = None
 
+    def describe(self) -> str:
+        """Return the score as a line, for terminals."""
+        words = f"{self.name:<40}{100 * self.value:6.1f} % of {self.count}"
+        words += "" if self.chance is None else f", chance {100 * self.chance:.1f} %"
+        return words + ("" if self.ceiling is None else f", ceiling {100 * self.ceiling:.1f} %")
+
 
 @dataclass(frozen=True)
 class Stage:

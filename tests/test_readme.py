@@ -1,0 +1,72 @@
+"""What README tells a user to type is typed here: Python, sampling, and the five commands on pictures of one's own."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from anymodal.__main__ import main
+from anymodal.commands import FOLDERS
+from anymodal.data.emoji import picture, scene_names
+
+TOY = {
+    "shards": [],
+    "text": ["--vocab_size", "300"],
+    "image": ["--tokenizer.channels", "[32]", "--tokenizer.patch", "8", "--tokenizer.blocks", "1",
+              "--run.steps", "2", "--run.batch_size", "4", "--run.precision", "float32"],
+    "codes": [],
+    "pretrain": ["--run.steps", "2", "--run.batch_size", "4", "--model.transformer.dim", "32",
+                 "--model.transformer.depth", "1", "--run.precision", "float32"],
+}  # fmt: skip
+
+
+def blocks(root: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands(root: Path) -> list[list[str]]:
+    lines = "\n".join(blocks(root, "console")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("anymodal ")]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_python_runs(root: Path, here: Path) -> None:
+    (code,) = blocks(root, "python")
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+    assert (here / "fox.png").is_file()
+
+
+def test_sampling_commands_run(root: Path, here: Path) -> None:
+    sampled = [words for words in commands(root) if words[0] == "sample"]
+    assert {words[1] for words in sampled} >= {"image", "text", "document"}
+    for words in sampled:
+        if words[1] != "score":
+            assert main(words) == 0, words
+    assert (here / "pictures" / "sheet.png").is_file()
+    assert (here / "star" / "000.png").is_file()
+
+
+def test_five_commands_train_on_pictures_of_ones_own(root: Path, here: Path) -> None:
+    (here / "my-pictures").mkdir()
+    for name in scene_names()[:12]:
+        picture(name).save(here / "my-pictures" / f"{name}.png")
+        (here / "my-pictures" / f"{name}.txt").write_text(f"a {name}", encoding="utf-8")
+    trained = [words for words in commands(root) if words[0] != "sample"]
+    assert [words[1] for words in trained] == ["shards", "text", "image", "codes", "pretrain"]
+    for words in trained:
+        assert main([*words, *TOY[words[1]]]) == 0, words
+    assert main(["sample", "image", "a dog", "--model", "runs/mine/model", "--out", "drawn"]) == 0
+    assert (here / "drawn" / "000.png").is_file()
+
+
+def test_every_program_of_the_tree_is_named(root: Path) -> None:
+    text = (root / "README.md").read_text(encoding="utf-8")
+    for folder in FOLDERS:
+        for path in (root / folder).glob("*.py"):
+            assert path.name in text, path
