@@ -18,6 +18,7 @@ from anymodal.tokens.image import ImageTokenizer
 log = logging.getLogger(__name__)
 
 COLLAPSED_SHARE = 0.1
+SETTLED_STEPS = 100
 
 
 class PatchDiscriminator(nn.Module):
@@ -141,9 +142,9 @@ class ImageTokenizerObjective(Objective):
         self.log("codebook_perplexity", perplexity)
         self.log("codebook_used", (share > 0).float().mean())
         self.log("train_psnr", psnr(real, drawn).mean(), prog_bar=True)
-        if perplexity < COLLAPSED_SHARE * len(share) and self.global_step == self.run.steps // 2:
+        if perplexity < COLLAPSED_SHARE * len(share) and self.global_step == max(SETTLED_STEPS, self.run.steps // 2):
             log.warning(
-                "the codebook collapses: perplexity %.0f of %d codes; raise dead_code_threshold.",
+                "the codebook collapses: perplexity %.0f of %d codes; lower the rate or raise dead_code_threshold.",
                 perplexity,
                 len(share),
             )
