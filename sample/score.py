@@ -24,16 +24,16 @@ def main(
 
     Args:
         model: model folder, or the name of an embedded model.
-        concepts: how many of the scene concepts the model has learned, in their order.
+        concepts: how many of the scene concepts the model has learned.
         count: held-out scenes; twice as many questions are asked about them.
         seed: of the held-out scenes and of the drawings.
         out: JSON file of the scores and of what they were made with.
         device: cpu, cuda, ... or auto.
         dtype: float32, bfloat16, float64 or auto.
     """
-    import dataclasses
     import json
     import sys
+    from dataclasses import asdict
 
     import anymodal
     from anymodal.data.emoji import scene_names
@@ -49,27 +49,20 @@ def main(
     asked = questions_of(samples)
     every = max(1, len(asked) // (2 * count))
     by = ["pixels", *(["features"] if is_installed() else [])]
+    prompts = [judging.scene_prompt(sample) for sample in samples]
     scores = {
         "names, memorised": judging.score_names(pipe, names, names, by=by),
-        "scenes with held-out combinations": judging.score_held_out(
-            pipe, [judging.scene_prompt(sample) for sample in samples], SceneReader(names)
-        ),
+        "scenes with held-out combinations": judging.score_held_out(pipe, prompts, SceneReader(names)),
         "questions about held-out scenes": judging.score_asked(pipe, asked[::every]),
     }
     if len(by) == 1:
-        sys.stderr.write("no scores by features: `pip install anymodal[test]` brings the network that they need\n")
+        sys.stderr.write("no scores by features: they need `pip install anymodal[test]`\n")
     for title, found in scores.items():
         print(title)
         for each in found:
             print(f"  {each.describe()}")
     if out is not None:
-        made_with = {
-            "model": model,
-            "concepts": concepts,
-            "count": count,
-            "seed": seed,
-            "version": anymodal.__version__,
-        }
-        made_with["image_tokenizer"] = pipe.image_tokenizer.fingerprint
-        listed = {title: [dataclasses.asdict(each) for each in found] for title, found in scores.items()}
+        made_with = {"model": model, "concepts": concepts, "count": count, "seed": seed}
+        made_with |= {"version": anymodal.__version__, "image_tokenizer": pipe.image_tokenizer.fingerprint}
+        listed = {title: [asdict(each) for each in found] for title, found in scores.items()}
         out.write_text(json.dumps({"made_with": made_with, "scores": listed}, indent=2) + "\n", encoding="utf-8")

@@ -31,7 +31,7 @@ MARK = ".anymodal-demo"
 MADE = {MARK, "data", "tokenizer.json", "tokenizer", "training", "report.html"}
 LEAST_STEPS, ENOUGH_STEPS, LEAST_BATCH = 4, 60, 8
 SCENES_A_MINUTE, MIN_SCENES, MAX_SCENES, HELD_OUT_SCENES = 600, 60, 6000, 160
-TOKENIZER_SHARE, SCORING_SHARE = 0.25, 0.12  # of the time that is left, of all time
+TOKENIZER_SHARE, SCORING_SHARE = 0.2, 0.09  # of the time that is left, of all time
 VOCAB_SIZE = 1024
 MIN_SCORED, MAX_SCORED = 16, 120
 

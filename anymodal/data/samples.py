@@ -16,8 +16,9 @@ from anymodal.data.pictures import BadPicture, decode_picture, to_pixels
 from anymodal.data.shards import Sample
 from anymodal.tokens.document import Codes, Document, Draw, Look, Say, Turn
 
-Task = Literal["draw", "answer", "text", "chat"]
-TASKS: tuple[Task, ...] = ("draw", "answer", "text", "chat")
+Task = Literal["draw", "answer", "describe", "text", "chat"]
+TASKS: tuple[Task, ...] = ("draw", "answer", "describe", "text", "chat")
+DESCRIBE = "Describe this picture."
 PICTURES = ("jpg", "jpeg", "png", "webp")
 CODES = re.compile(r"(?:.+[.])?codes[.](\w+)[.]npy")
 
@@ -58,6 +59,9 @@ def document_of(sample: Sample, task: str, reading: Reading, random: np.random.G
         return [Turn(role="user", parts=(prompt,)), Turn(role="assistant", parts=(Draw(codes_of(sample, reading)),))]
     if task == "answer":
         return _questions(sample, reading, random)
+    if task == "describe":
+        said = _choice(captions_of(sample), random, "no caption")
+        return [Turn("user", (_looked(sample, reading), DESCRIBE)), Turn("assistant", (said,))]
     if task == "text":
         return [Say(_choice(captions_of(sample), random, "no caption"))]
     if task == "chat":

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from anymodal.configuration import to_dict
 from anymodal.data.index import BadSample, ShardIndex
 from anymodal.data.order import Order, Slot, Source
 from anymodal.data.packing import pack
@@ -58,7 +59,7 @@ class DocumentBatches(StepBatches):
         """Prepare the order; `order` holds seed, batch_size, steps and cache_shards."""
         super().__init__(order["steps"])
         self.index, self.encoder, self.reading, self.seq_len = index, encoder, reading, seq_len
-        shares = {"draw": ratios.draw, "answer": ratios.answer, "text": ratios.text, "chat": ratios.chat}
+        shares: dict[str, float] = to_dict(ratios)
         self.tasks = [task for task, share in shares.items() if share > 0]
         sources = [Source(name=task, shard_sizes=index.shard_sizes, ratio=shares[task]) for task in self.tasks]
         self.order = Order(

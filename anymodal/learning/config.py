@@ -30,10 +30,19 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratios:
-    """Share of each task in every step; they need not add up to one."""
+    """Share of each task in every step; they need not add up to one.
+
+    Args:
+        draw: caption to codes.
+        answer: picture and question to answer.
+        describe: picture to caption.
+        text: captions alone.
+        chat: the turns of a sample's json.
+    """
 
     draw: float = 0.5
     answer: float = 0.4
+    describe: float = 0.0
     text: float = 0.1
     chat: float = 0.0
 
@@ -81,7 +90,7 @@ class StageConfig:
     """What a stage of the unified model learns.
 
     Args:
-        ratios: share of drawing, answering, text and chat documents in every step.
+        ratios: share of every task in every step.
         seq_len: tokens a packed row.
         text_weight: weight of the text loss.
         image_weight: weight of the loss on image codes (Emu3: 0.5).

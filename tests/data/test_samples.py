@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from anymodal.data.samples import (
+    DESCRIBE,
     Reading,
     UnfitSample,
     captions_of,
@@ -126,6 +127,16 @@ def test_what_a_sample_lacks_is_a_reason(task: str, members: dict[str, bytes], r
     with pytest.raises(UnfitSample) as caught:
         document(task, sample=Sample("0", members))
     assert caught.value.reason == reason
+
+
+def test_describing_answers_a_look_with_a_caption() -> None:
+    asked, told = document("describe")
+    assert isinstance(asked.parts[0], Look)
+    assert asked.parts[1] == DESCRIBE
+    assert told.role == "assistant"
+    assert told.parts[0] in captions_of(SAMPLE)
+    with pytest.raises(UnfitSample, match="no caption"):
+        document("describe", sample=Sample("0", {"png": png("red")}))
 
 
 def test_an_unknown_task_is_refused() -> None:
