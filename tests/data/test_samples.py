@@ -140,5 +140,5 @@ def test_describing_answers_a_look_with_a_caption() -> None:
 
 
 def test_an_unknown_task_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be one of draw, answer, text, chat, got 'sing'"):
+    with pytest.raises(ValueError, match="must be one of draw, answer, describe, text, chat, got 'sing'"):
         document("sing")
