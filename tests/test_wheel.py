@@ -86,8 +86,6 @@ def test_installed_tree_is_the_checkouts(home: Path, root: Path, tmp_path: Path)
             assert program.command in run(home, "anymodal", folder, name, "--help", cwd=tmp_path)
 
 
-def test_shipped_model_draws_from_another_folder(home: Path, root: Path, tmp_path: Path) -> None:
-    if not (root / "anymodal" / "models" / "emoji").is_dir():
-        pytest.skip("no model is shipped yet")
+def test_shipped_model_draws_from_another_folder(home: Path, tmp_path: Path) -> None:
     run(home, "anymodal", "sample", "image", "a rabbit", "--out", "drawn", cwd=tmp_path)
     assert [path for path in (tmp_path / "drawn").rglob("*") if path.suffix in {".png", ".webp", ".jpg"}]

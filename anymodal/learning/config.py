@@ -63,7 +63,6 @@ class RunConfig:
         sample_every: steps between sample pictures and answers; 0 for never.
         checkpoint_every: steps between checkpoints.
         ema_decay: of the moving average of the weights; 0 for none.
-        compile: compile the model with torch.compile (needs a C++ compiler on CPU).
     """
 
     steps: int = 1000
@@ -76,7 +75,6 @@ class RunConfig:
     sample_every: int = 0
     checkpoint_every: int = 200
     ema_decay: float = 0.0
-    compile: bool = False
 
     def __post_init__(self) -> None:
         """Check the counts."""

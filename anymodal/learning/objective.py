@@ -75,12 +75,11 @@ class UnifiedObjective(Objective):
         """Train `model` as `stage` says."""
         super().__init__(optimizer, run)
         self.model, self.stage = model, stage
-        self.forward_model = torch.compile(model) if run.compile else model
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Return the loss of a packed batch."""
         noised = with_code_noise(batch, self.model.code_of, self.stage.code_noise)
-        losses = self.forward_model(noised).losses
+        losses = self.model(noised).losses
         loss = self._combine(losses)
         self._log_losses("train", losses, loss)
         self.log("tokens", float(batch.num_tokens), reduce_fx="sum")

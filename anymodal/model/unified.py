@@ -94,8 +94,7 @@ class AnyModal(nn.Module):
         """Start decoupled image embedding and head from the quantizer's code vectors: near codes begin near each other.
 
         Rows are random Fourier features of the vectors (Rahimi and Recht, NIPS 2007), whose products fall with
-        distance. A small model then learns in a third fewer steps than from independent rows; shared heads are left as
-        they are.
+        distance; shared heads are left as they are.
         """
         if self.config.heads != "decoupled":
             return

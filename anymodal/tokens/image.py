@@ -164,8 +164,8 @@ def _coders(config: ImageTokenizerConfig) -> tuple[nn.Module, nn.Module]:
 def _unshuffle_coders(config: ImageTokenizerConfig) -> tuple[nn.Module, nn.Module]:
     """Build a local encoder and a wide decoder.
 
-    Behind its finest level the encoder only looks at the cell of a code, so an object keeps its codes whatever stands
-    beside it; a transformer learns such codes from fewer scenes. The decoder smooths over the borders.
+    Behind its finest level the encoder only looks at the cell of a code, so an object keeps its codes, save those
+    at its border, whatever stands beside it. The decoder smooths over the borders.
     """
     widths = config.channels
     encoder: list[nn.Module] = [nn.PixelUnshuffle(config.patch), nn.Conv2d(3 * config.patch**2, widths[0], 1)]

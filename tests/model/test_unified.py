@@ -132,3 +132,19 @@ def test_a_code_is_read_from_its_own_embedding() -> None:
 def test_mistakes_are_named(mistake: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mistake()
+
+
+def test_near_codes_begin_near_each_other() -> None:
+    torch.manual_seed(0)
+    vocabulary = Vocabulary.build(text_size=12, specials={"pad": 0}, codebook_size=3)
+    vectors = torch.tensor([[0.0, 0.0], [0.1, 0.0], [3.0, -3.0]])
+    decoupled = AnyModal(AnyModalConfig(heads="decoupled", image_embedding_dim=64), vocabulary)
+    decoupled.start_from_codebook(vectors)
+    for rows in (decoupled.image_embedding.weight, decoupled.image_head[-1].weight):
+        likeness = torch.nn.functional.normalize(rows) @ torch.nn.functional.normalize(rows).mT
+        assert likeness[0, 1] > 0.9
+        assert likeness[0, 2] < 0.6
+    shared = AnyModal(AnyModalConfig(), vocabulary)
+    before = shared.head.weight.clone()
+    shared.start_from_codebook(vectors)
+    assert torch.equal(shared.head.weight, before)

@@ -94,3 +94,16 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         tokenizer.decode(torch.tensor([[[0, 40]]]))
     with pytest.raises(ValueError, match="train one with `anymodal tokenizers image`"):
         ImageTokenizer.from_pretrained(tmp_path)
+
+
+def test_light_codes_depend_on_their_own_surroundings_alone() -> None:
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(ImageTokenizerConfig(channels=(32, 32), blocks=1))
+    for parameter in tokenizer.encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    left = torch.rand(1, 3, 64, 64) * 2 - 1
+    changed = left.clone()
+    changed[..., 32:] = -changed[..., 32:]
+    before, after = tokenizer.encoder(left), tokenizer.encoder(changed)
+    assert torch.equal(before[..., :3], after[..., :3])
+    assert not torch.allclose(before[..., 4:], after[..., 4:])
