@@ -140,7 +140,8 @@ def test_near_codes_begin_near_each_other() -> None:
     vectors = torch.tensor([[0.0, 0.0], [0.1, 0.0], [3.0, -3.0]])
     decoupled = AnyModal(AnyModalConfig(heads="decoupled", image_embedding_dim=64), vocabulary)
     decoupled.start_from_codebook(vectors)
-    for rows in (decoupled.image_embedding.weight, decoupled.image_head[-1].weight):
+    embedding, head = decoupled.image_embedding.weight, next(decoupled.image_head[-1].parameters())
+    for rows in (embedding, head):
         likeness = torch.nn.functional.normalize(rows) @ torch.nn.functional.normalize(rows).mT
         assert likeness[0, 1] > 0.9
         assert likeness[0, 2] < 0.6
