@@ -78,7 +78,8 @@ class AnyModalConfig:
 
     `heads`: "shared" has one matrix over all ids (Chameleon, Emu3), "decoupled" an embedding and a head a modality
     (Janus: `gen_embed`, `gen_aligner`, `gen_head`). `understanding` None means that looked-at pictures are read as
-    codes.
+    codes. `picture_places` is the number of places of a picture that have a learned embedding of their own, beside the
+    rotary positions (one more than a picture has codes; published models have none: 0).
     """
 
     transformer: TransformerConfig = TransformerConfig()
@@ -87,3 +88,4 @@ class AnyModalConfig:
     tie_embeddings: bool = False
     image_embedding_dim: int = 8
     image_head_dim: int = 256
+    picture_places: int = 0

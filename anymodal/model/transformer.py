@@ -60,6 +60,7 @@ class KVCache:
         shape = (config.depth, num_rows, config.num_kv_heads, capacity, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.ids = torch.zeros(num_rows, capacity, dtype=torch.long, device=device)
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
         self.longest = 0
 
@@ -68,18 +69,20 @@ class KVCache:
         """Tokens that a row can hold."""
         return self.keys.shape[3]
 
-    def reserve(self, count: int) -> "CacheStep":
-        """Point at the next `count` places of every row.
+    def reserve(self, ids: Int[Tensor, "b n"]) -> "CacheStep":
+        """Put ids on the next places of every row.
 
         Raises:
             ValueError: the cache is full.
         """
+        count = ids.shape[1]
         self.longest += count
         if self.longest > self.capacity:
             raise ValueError(
                 f"the cache holds {self.capacity} tokens a row, {self.longest} are needed; make it larger."
             )
         places = self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
+        self.ids.scatter_(1, places, ids)
         visible = torch.arange(self.longest, device=self.lengths.device) <= places[:, :, None]
         return CacheStep(cache=self, places=places, visible=visible[:, None])
 

@@ -79,9 +79,12 @@ class AnyModal(nn.Module):
         self.embedding = nn.Embedding(self.num_text_rows, dim)
         self.transformer = Transformer(config.transformer)
         self.understanding = UnderstandingEncoder(config.understanding, dim) if config.understanding else None
+        self.place_embedding = nn.Embedding(config.picture_places, dim) if config.picture_places else None
         self.head = nn.Linear(dim, self.num_text_rows, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.head.weight, std=0.02)
+        if self.place_embedding is not None:
+            nn.init.normal_(self.place_embedding.weight, std=0.02)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         code_of = torch.full((vocabulary.size,), -1)
@@ -130,6 +133,8 @@ class AnyModal(nn.Module):
                 f"a document has {longest} tokens, the context holds {self.config.transformer.max_seq_len}; shorten it."
             )
         x = self.embed(batch.ids, batch.look_pixels, batch.look_index)
+        columns = torch.arange(batch.ids.shape[1], device=x.device).expand_as(batch.ids)
+        x = self._with_places(x, batch.ids, row=batch.ids, places=columns)
         segments = None if batch.documents is None else Segments.of(batch.documents)
         hidden = self.transformer(x, batch.positions, segments)
         return ModelOutput(hidden=hidden, losses=self._losses(hidden, batch.targets), model=self)
@@ -142,8 +147,8 @@ class AnyModal(nn.Module):
         look_index: Int[Tensor, "p t"] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Append ids to the cached rows, return their hidden states; the caller says with `cache.keep` what stays."""
-        step: CacheStep = cache.reserve(ids.shape[1])
-        x = self.embed(ids, look_pixels, look_index)
+        step: CacheStep = cache.reserve(ids)
+        x = self._with_places(self.embed(ids, look_pixels, look_index), ids, row=cache.ids, places=step.places)
         return self.transformer(x, step.places, step)
 
     def embed(
@@ -168,6 +173,19 @@ class AnyModal(nn.Module):
         elif self.understanding is not None and self.training:
             x = x + 0.0 * sum(parameter.sum() for parameter in self.understanding.parameters())
         return x
+
+    def _with_places(
+        self, x: Float[Tensor, "b n d"], ids: Int[Tensor, "b n"], *, row: Int[Tensor, "b m"], places: Int[Tensor, "b n"]
+    ) -> Float[Tensor, "b n d"]:
+        """Tell a picture's start and its codes how far into the picture they stand; `ids` are at `places` of `row`."""
+        if self.place_embedding is None:
+            return x
+        begin = self.vocabulary.special("boi")
+        here = torch.arange(row.shape[1], device=row.device)
+        starts = torch.where(row == begin, here, -1).cummax(1).values.gather(1, places)
+        drawing = (ids == begin) | (self.code_of[ids] >= 0)
+        since = (places - starts).clamp(0, self.config.picture_places - 1)
+        return x + torch.where(drawing[..., None], self.place_embedding(since), 0.0).to(x.dtype)
 
     def text_logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         """Score the ids of the text head."""

@@ -147,13 +147,13 @@ def test_cache_equals_no_cache(chunks: tuple[int, ...]) -> None:
     cache = KVCache(model.config, num_rows=3, capacity=9, dtype=torch.float64)
     parts = []
     for chunk in x.split(list(chunks), dim=1):
-        step = cache.reserve(chunk.shape[1])
+        step = cache.reserve(chunk[..., 0].long())
         parts.append(model(chunk, step.places, step))
         cache.keep(torch.full((3,), chunk.shape[1]), cache.longest)
     torch.testing.assert_close(torch.cat(parts, 1), model(x, positions_of(x)), atol=1e-12, rtol=1e-12)
     assert cache.lengths.tolist() == [9, 9, 9]
     with pytest.raises(ValueError, match="holds 9 tokens a row, 10 are needed"):
-        cache.reserve(1)
+        cache.reserve(torch.zeros(3, 1, dtype=torch.long))
 
 
 def test_cached_rows_have_lengths_of_their_own() -> None:
@@ -163,12 +163,12 @@ def test_cached_rows_have_lengths_of_their_own() -> None:
     prompts = x[:, :5].clone()
     prompts[1, 2:], prompts[2, 4:] = 99.0, 99.0  # what pads a row leaves no trace
     cache = KVCache(model.config, num_rows=3, capacity=7, dtype=torch.float64)
-    step = cache.reserve(5)
+    step = cache.reserve(torch.zeros(3, 5, dtype=torch.long))
     model(prompts, step.places, step)
     cache.keep(lengths, 5)
     for _ in range(2):
         rows = torch.arange(3)
-        step = cache.reserve(1)
+        step = cache.reserve(torch.zeros(3, 1, dtype=torch.long))
         out = model(x[rows, cache.lengths][:, None], step.places, step)
         cache.keep(torch.ones(3, dtype=torch.long), cache.longest)
     for row, length in enumerate((lengths + 2).tolist()):

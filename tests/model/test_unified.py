@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 
 from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
+from anymodal.model.transformer import KVCache
 from anymodal.model.unified import AnyModal
 from anymodal.tokens.batch import Batch, pad
 from anymodal.tokens.document import TokenSequence
 from anymodal.tokens.vocabulary import Vocabulary
 
-VOCABULARY = Vocabulary.build(text_size=20, specials={"pad": 0, "look": 1}, codebook_size=8)
+VOCABULARY = Vocabulary.build(text_size=20, specials={"pad": 0, "look": 1, "boi": 2}, codebook_size=8)
 TRANSFORMER = TransformerConfig(
     dim=32, depth=2, num_heads=2, num_kv_heads=2, head_dim=16, hidden_dim=64, max_seq_len=16
 )
@@ -95,8 +96,6 @@ def test_one_batch_is_learned_by_heart(heads: Heads) -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_plain_ids_work_and_the_cache_agrees(tied: bool) -> None:
-    from anymodal.model.transformer import KVCache
-
     model = make("shared", None, tie_embeddings=tied).double().eval()
     assert (model.head.weight is model.embedding.weight) == tied
     ids = torch.randint(0, 28, (2, 7))
@@ -104,6 +103,23 @@ def test_plain_ids_work_and_the_cache_agrees(tied: bool) -> None:
     torch.testing.assert_close(model.step(ids, cache), model(ids).hidden, atol=1e-12, rtol=1e-12)
     assert model.look_tokens is None
     assert model(ids).losses == {}
+
+
+def test_places_of_a_picture_are_told_and_the_cache_agrees() -> None:
+    model = make("decoupled", None, picture_places=5).double().eval()
+    ids = torch.tensor([[3, 2, 21, 22, 23, 24, 6], [2, 21, 22, 23, 24, 6, 2]])
+    whole = model(ids).hidden
+    cache = KVCache(TRANSFORMER, num_rows=2, capacity=7, dtype=torch.float64)
+    parts = []
+    for chunk in ids.split([3, 1, 3], dim=1):
+        parts.append(model.step(chunk, cache))
+        cache.keep(torch.full((2,), chunk.shape[1]), cache.longest)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-12, rtol=1e-12)
+    assert model.place_embedding is not None
+    with torch.no_grad():
+        model.place_embedding.weight[1] += 1  # the place behind the first code of a picture
+    changed = (model(ids).hidden != whole).any(-1)
+    assert changed.int().argmax(1).tolist() == [2, 1]
 
 
 def test_a_code_is_read_from_its_own_embedding() -> None:
