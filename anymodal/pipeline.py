@@ -12,18 +12,20 @@ from PIL import Image
 from torch import Tensor
 
 from anymodal.configuration import from_dict, to_dict
+from anymodal.data.fitting import fitted_size
 from anymodal.data.pictures import to_image, to_pixels
 from anymodal.decoding.config import GenerationConfig, SamplingConfig
 from anymodal.decoding.engine import Request, Sampler
 from anymodal.model.folder import ModelFolder
 from anymodal.model.unified import AnyModal
+from anymodal.published.registry import load_published, save_published
 from anymodal.tokens.batch import Batch, pad
 from anymodal.tokens.document import Codes, Document, DocumentEncoder, Draw, Look, Part, Say, TokenSequence, Turn
 from anymodal.tokens.grammar import compile_grammar
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.text import TextTokenizer
 from anymodal.tokens.vocabulary import Vocabulary
-from anymodal.tokens.weights import dtype_of
+from anymodal.tokens.weights import dtype_of, read_json
 
 EMBEDDED = Path(__file__).parent / "models"
 Want = Literal["any", "text", "image"]
@@ -52,17 +54,14 @@ class Usage:
 def from_pretrained(
     name_or_folder: str | Path, *, device: str = "auto", dtype: str = "auto", allow_pickle: bool = False
 ) -> "Pipeline":
-    """Load an embedded model by name, or a model folder.
+    """Load an embedded model by name, or a model folder: ours, or one in a published layout.
 
-    `dtype` "auto" computes in bfloat16 on a GPU and in float32 elsewhere.
+    `allow_pickle` also reads weights that are stored as pickles, by torch's restricted unpickler.
+    `dtype` "auto" computes in bfloat16 on a GPU and in float32 elsewhere, "stored" in what the weights are stored in.
 
     Raises:
         ValueError: no such model, or its folder is broken; the message names the file.
     """
-    if allow_pickle:
-        raise ValueError(
-            "allow_pickle is for published layouts that hold pickles; this version reads safetensors folders only."
-        )
     embedded = EMBEDDED / str(name_or_folder)
     folder = Path(name_or_folder)
     if not folder.is_dir() and embedded.is_dir():
@@ -73,10 +72,13 @@ def from_pretrained(
             f"there is no model {str(name_or_folder)!r}: no such folder, and the embedded models are {names}."
         )
     where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = dtype_of(dtype) if dtype != "auto" else (torch.bfloat16 if where.startswith("cuda") else torch.float32)
-    parts = ModelFolder.load(folder)
+    automatic = torch.bfloat16 if where.startswith("cuda") else torch.float32
+    chosen = None if dtype == "stored" else automatic if dtype == "auto" else dtype_of(dtype)
+    ours = "format" in read_json(folder / "config.json") if (folder / "config.json").is_file() else False
+    parts = ModelFolder.load(folder) if ours else load_published(folder, allow_pickle=allow_pickle)
     parts.model.to(device=where, dtype=chosen)
-    parts.image_tokenizer.to(device=where, dtype=torch.float64 if chosen == torch.float64 else torch.float32)
+    wide = torch.float64 if chosen == torch.float64 else torch.float32
+    parts.image_tokenizer.to(device=where, dtype=None if chosen is None else wide)
     return Pipeline(parts)
 
 
@@ -223,12 +225,16 @@ class Pipeline:
         """
         return self._batch([self.encoder.encode(self._resolve(document)) for document in documents])
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a model folder that `from_pretrained` reads.
+    def save_pretrained(self, folder: str | Path, *, layout: str | None = None) -> None:
+        """Write a model folder that `from_pretrained` reads; with a `layout`, one that the published code reads.
 
         Raises:
             OSError: the disk is full or read-only; what was there stays.
+            ValueError: an unknown layout, or one that cannot express this model.
         """
+        if layout is not None:
+            save_published(self.parts, Path(folder), layout)
+            return
         replace(self.parts, generation=to_dict(self.generation)).save(folder)
 
     def reconstruct(self, images: Sequence[Image.Image]) -> list[Image.Image]:
@@ -277,13 +283,21 @@ class Pipeline:
         grammar = compile_grammar(
             self.vocabulary, self.parts.layout, "image", text_tokenizer=self.text_tokenizer, size=size
         )
+        prompt = self.encoder.prompt_image(document, size=size)
         return Request(
-            prompt=self.encoder.prompt_image(document, size=size),
-            unconditional=self.encoder.prompt_image([negative or ""], size=size),
+            prompt=prompt,
+            unconditional=self._unconditional(prompt, negative, size),
             grammar=grammar,
             image=sampling,
             seed=seed,
         )
+
+    def _unconditional(
+        self, prompt: TokenSequence, negative: str | None, size: tuple[int, int] | None
+    ) -> TokenSequence:
+        if negative is None and self.parts.template.unconditional == "padded":
+            return self.encoder.unconditional(prompt)
+        return self.encoder.prompt_image([negative or ""], size=size)
 
     def _continue(
         self,
@@ -314,7 +328,7 @@ class Pipeline:
                 break
             prompt = _extend(prompt, ids)
             grammar = compile_grammar(self.vocabulary, self.parts.layout, "image", text_tokenizer=self.text_tokenizer)
-            unconditional = self.encoder.prompt_image([""])
+            unconditional = self._unconditional(prompt, None, None)
             picture = Request(prompt=prompt, grammar=grammar, unconditional=unconditional, image=drawing, seed=seed)
             ids = self._timed([picture])[0]
             parts.append(self._decode_picture(self._codes(ids)))
@@ -349,9 +363,13 @@ class Pipeline:
             return picture
         factor = self.image_tokenizer.config.down_sampling
         rows, columns = self.parts.layout.sizes[0]
-        pixels = (
-            picture if isinstance(picture, Tensor) else to_pixels(picture, rows * factor, columns * factor, fit="crop")
-        )
+        pixels = picture if isinstance(picture, Tensor) else None
+        if isinstance(picture, Image.Image):
+            fit, size = self.image_tokenizer.config.pictures, (rows * factor, columns * factor)
+            if fit.kind == "area":
+                size = fitted_size((picture.height, picture.width), fit, factor)
+            pixels = to_pixels(picture, *size, fit=fit)
+        assert pixels is not None, "a picture is an image, pixels or codes"
         return self.image_tokenizer.encode(pixels[None].to(self.model.device))[0].cpu()
 
     def _resolve(self, document: Document) -> list[Any]:

@@ -29,6 +29,7 @@ def main(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    allow_pickle: bool = False,
 ) -> None:
     """Continue the document.
 
@@ -46,6 +47,7 @@ def main(
         seed: of what is written.
         device: cpu, cuda, ... or auto.
         dtype: float32, bfloat16, float64 or auto.
+        allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
     """
     import json
     import sys
@@ -54,7 +56,7 @@ def main(
     from anymodal.pipeline import from_pretrained
 
     document = [read_part(part) for part in parts]
-    pipe = from_pretrained(model, device=device, dtype=dtype)
+    pipe = from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
     choice: dict[str, Any] = {
         "guidance_scale": guidance_scale,
         "temperature": temperature,

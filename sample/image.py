@@ -26,6 +26,7 @@ def main(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    allow_pickle: bool = False,
 ) -> None:
     """Draw every prompt.
 
@@ -44,13 +45,14 @@ def main(
         seed: of the first picture of every prompt.
         device: cpu, cuda, ... or auto.
         dtype: float32, bfloat16, float64 or auto.
+        allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
     """
     import sys
 
     from anymodal.data.sheet import save_pictures
     from anymodal.pipeline import from_pretrained
 
-    pipe = from_pretrained(model, device=device, dtype=dtype)
+    pipe = from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
     choice: dict[str, Any] = {
         "guidance_scale": guidance_scale,
         "temperature": temperature,

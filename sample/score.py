@@ -19,6 +19,7 @@ def main(
     out: Path | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    allow_pickle: bool = False,
 ) -> None:
     """Score drawings and answers.
 
@@ -30,6 +31,7 @@ def main(
         out: JSON file of the scores and of what they were made with.
         device: cpu, cuda, ... or auto.
         dtype: float32, bfloat16, float64 or auto.
+        allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
     """
     import json
     import sys
@@ -43,7 +45,7 @@ def main(
     from anymodal.scoring.features import is_installed
     from anymodal.scoring.scenes import SceneReader
 
-    pipe = anymodal.from_pretrained(model, device=device, dtype=dtype)
+    pipe = anymodal.from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
     names = scene_names()[:concepts]
     samples = list(scene_samples("held-out", count=count, seed=seed, concepts=names))
     asked = questions_of(samples)

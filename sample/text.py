@@ -21,6 +21,7 @@ def main(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    allow_pickle: bool = False,
 ) -> None:
     """Answer every question.
 
@@ -36,6 +37,7 @@ def main(
         seed: of the answers.
         device: cpu, cuda, ... or auto.
         dtype: float32, bfloat16, float64 or auto.
+        allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
     """
     import json
     import sys
@@ -44,7 +46,7 @@ def main(
     from anymodal.pipeline import from_pretrained
 
     picture = decode_picture(image.read_bytes())
-    pipe = from_pretrained(model, device=device, dtype=dtype)
+    pipe = from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
     answers = pipe.answer(
         picture,
         questions,

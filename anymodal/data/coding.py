@@ -12,6 +12,7 @@ from torch import Tensor
 from anymodal.data.index import BadSample, ShardIndex
 from anymodal.data.samples import codes_name, picture_names, pixels_of
 from anymodal.data.shards import Sample
+from anymodal.tokens.picture_config import PictureFit
 
 SMALL = 2**16
 
@@ -26,13 +27,16 @@ def coded_samples(
     fingerprint: str,
     codebook_size: int,
     size: int,
+    fit: PictureFit = PictureFit(kind="crop"),
+    factor: int = 1,
     batch_size: int = 64,
     keep_pictures: bool = True,
 ) -> Iterator[Sample]:
     """Yield the samples of an index with a member `codes.FINGERPRINT.npy`; samples without a picture pass unchanged.
 
     Codes of a picture beside the main one, such as `1.jpg`, are named after it: `1.codes.FINGERPRINT.npy`.
-    `keep_pictures` leaves the pictures in, which the understanding path looks at.
+    `keep_pictures` leaves the pictures in, which the understanding path looks at. `size` is the side in pixels to which
+    `fit` brings pictures, save for kind "area", which keeps their shape in multiples of `factor`.
 
     Raises:
         ValueError: a shard changed since it was indexed, or the tokenizer cannot read pictures of this size.
@@ -46,8 +50,10 @@ def coded_samples(
         members = [dict(sample.members) for sample in samples]
         seen = [(i, name) for i, sample in enumerate(samples) for name in picture_names(sample)]
         for pictures in batched(seen, batch_size):
-            pixels = torch.stack([pixels_of(samples[i], size, "crop", name) for i, name in pictures])
-            for (i, name), grid in zip(pictures, encode(pixels), strict=True):
+            pixels = [pixels_of(samples[i], size, fit, name, factor=factor) for i, name in pictures]
+            alike = len({tuple(each.shape) for each in pixels}) == 1
+            grids = encode(torch.stack(pixels)) if alike else [encode(each[None])[0] for each in pixels]
+            for (i, name), grid in zip(pictures, grids, strict=True):
                 members[i][codes_name(name, fingerprint)] = _npy(grid.cpu().numpy().astype(kind))
         for i, name in [] if keep_pictures else seen:
             del members[i][name]

@@ -10,6 +10,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from anymodal.data.fitting import fit_picture
+from anymodal.tokens.picture_config import FitKind, PictureFit
+
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
 Reason = Literal["empty", "unknown format", "too large", "truncated", "broken"]
@@ -145,41 +148,22 @@ def _from_deep_grey(image: Image.Image, transparent: object) -> Image.Image:
 
 
 def to_pixels(
-    image: Image.Image, height: int, width: int, *, fit: Literal["crop", "pad"] = "crop"
+    image: Image.Image, height: int, width: int, *, fit: PictureFit | FitKind = "crop"
 ) -> Float[Tensor, "3 {height} {width}"]:
-    """Scale a picture to a size, in [-1, 1]: cut what is over ("crop") or fill up with white ("pad"), both centred.
+    """Fit a picture to a size and scale its bytes, to [-1, 1] unless `fit` says otherwise.
 
-    A picture of that size already keeps its pixels.
+    A kind alone stands for the fit of that kind with the defaults. A picture of that size already keeps its pixels.
 
     Raises:
-        ValueError: a side is below 1, or `fit` is neither.
+        ValueError: a side is below 1 or too short for `fit`, or `fit` is an unknown kind.
     """
-    if height < 1 or width < 1:
-        raise ValueError(f"height and width must be at least 1 pixel, got {height} and {width}: name a real size")
-    if fit not in ("crop", "pad"):
-        raise ValueError(f"fit must be 'crop' or 'pad', got {fit!r}: choose one of them")
+    if isinstance(fit, str):
+        fit = PictureFit(kind=fit)
     if image.mode != "RGB":
         image = to_rgb(image)
-    if image.size != (width, height):
-        image = _crop(image, height, width) if fit == "crop" else _pad(image, height, width)
-    values = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
-    return values.to(torch.float32).div(127.5).sub(1).contiguous()
-
-
-def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    scale = min(image.width / width, image.height / height)
-    kept_width, kept_height = width * scale, height * scale
-    left, top = (image.width - kept_width) / 2, (image.height - kept_height) / 2
-    box = (max(0.0, left), max(0.0, top), min(image.width, left + kept_width), min(image.height, top + kept_height))
-    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
-
-
-def _pad(image: Image.Image, height: int, width: int) -> Image.Image:
-    scale = min(width / image.width, height / image.height)
-    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    paper = Image.new("RGB", (width, height), (255, 255, 255))
-    paper.paste(image.resize(inner, Image.Resampling.BICUBIC), ((width - inner[0]) // 2, (height - inner[1]) // 2))
-    return paper
+    rows = np.asarray(fit_picture(image, height, width, fit))
+    pixel_of_byte = (np.arange(256) * fit.scale).astype(np.float32) - np.float32(1)  # rounded where transformers rounds
+    return torch.from_numpy(np.take(pixel_of_byte, np.ascontiguousarray(rows.transpose(2, 0, 1))))
 
 
 def to_image(pixels: Float[Tensor, "3 h w"]) -> Image.Image:

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anymodal.data.fitting import fitted_size
 from anymodal.data.pictures import BadPicture, decode_picture, to_pixels
 from anymodal.data.shards import Sample
 from anymodal.tokens.document import Codes, Document, Draw, Look, Say, Turn
+from anymodal.tokens.picture_config import FitKind, PictureFit
 
 Task = Literal["draw", "answer", "describe", "text", "chat"]
 TASKS: tuple[Task, ...] = ("draw", "answer", "describe", "text", "chat")
@@ -43,7 +45,7 @@ class Reading:
 
     fingerprint: str
     look_size: int | None
-    look_fit: Literal["crop", "pad"] = "pad"
+    look_fit: PictureFit = PictureFit(kind="pad")
     prompt_dropout: float = 0.1
     questions_per_picture: int = 1
 
@@ -126,14 +128,22 @@ def picture_bytes(sample: Sample, picture: str = "") -> bytes:
     raise UnfitSample("no picture")
 
 
-def pixels_of(sample: Sample, size: int, fit: Literal["crop", "pad"], picture: str = "") -> Float[Tensor, "3 h w"]:
+def pixels_of(
+    sample: Sample, size: int, fit: PictureFit | FitKind, picture: str = "", *, factor: int = 1
+) -> Float[Tensor, "3 h w"]:
     """Decode a picture of the sample, the main one where none is named, to `size` x `size` pixels in [-1, 1].
+
+    A fit of kind "area" chooses its own size, a multiple of `factor`.
 
     Raises:
         UnfitSample: it has none, or it cannot be decoded.
     """
     try:
-        return to_pixels(decode_picture(picture_bytes(sample, picture)), size, size, fit=fit)
+        image = decode_picture(picture_bytes(sample, picture))
+        height = width = size
+        if isinstance(fit, PictureFit) and fit.kind == "area":
+            height, width = fitted_size((image.height, image.width), fit, factor)
+        return to_pixels(image, height, width, fit=fit)
     except BadPicture as error:
         raise UnfitSample(error.reason) from error
 

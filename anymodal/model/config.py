@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from anymodal.tokens.picture_config import PictureFit
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
@@ -43,6 +45,7 @@ class UnderstandingConfig:
 
     `merge` x `merge` neighbouring features become one token in the connector, so that a picture takes
     (image_size / patch_size / merge) ** 2 positions. `fit`: how a picture of another shape is brought to the square.
+    `activation`: SigLIP computes GELU by its tanh formula, Janus exactly.
     """
 
     image_size: int = 64
@@ -54,7 +57,8 @@ class UnderstandingConfig:
     norm_eps: float = 1e-6
     merge: int = 1
     connector_depth: int = 2
-    fit: Literal["crop", "pad"] = "pad"
+    fit: PictureFit = PictureFit(kind="pad")
+    activation: Literal["gelu", "gelu_tanh"] = "gelu_tanh"
 
     def __post_init__(self) -> None:
         """Check that patches, heads and merging divide evenly."""

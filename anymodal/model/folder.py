@@ -7,21 +7,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from anymodal.configuration import from_dict, to_dict
 from anymodal.model.config import AnyModalConfig
 from anymodal.model.unified import AnyModal
 from anymodal.tokens.config import ChatTemplate, PictureLayout
 from anymodal.tokens.image import ImageTokenizer
+from anymodal.tokens.tensors import TensorFiles
 from anymodal.tokens.text import TextTokenizer
 from anymodal.tokens.vocabulary import Vocabulary
-from anymodal.tokens.weights import load_weights, read_json, save_weights, write_json
+from anymodal.tokens.weights import WEIGHTS, load_weights, read_json, save_weights, write_json
 
 FORMAT = 1
+ORIGIN = "origin"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The published folder that a model came from: its layout, its config, and the small files that stood beside it.
+
+    `unused` are tensors that stood there and that no part of the model reads; they go out again as they came.
+    """
+
+    layout: str
+    config: Mapping[str, Any]
+    files: Mapping[str, bytes]
+    unused: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
 class ModelFolder:
-    """The parts of a model folder; `generation` are its measured sampling defaults, `card` is its README."""
+    """The parts of a model folder.
+
+    `generation` are its measured sampling defaults, `card` is its README, `origin` where it was published.
+    """
 
     model: AnyModal
     text_tokenizer: TextTokenizer
@@ -30,6 +50,7 @@ class ModelFolder:
     template: ChatTemplate
     generation: Mapping[str, Any] = field(default_factory=dict)
     card: str = ""
+    origin: Origin | None = None
 
     def save(self, folder: str | Path) -> None:
         """Write beside the target, then rename: a full disk leaves what was there.
@@ -63,6 +84,13 @@ class ModelFolder:
         write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", self.generation)
         (folder / "README.md").write_text(self.card or "# A model trained with anymodal\n", encoding="utf-8")
+        if self.origin is not None:
+            (folder / ORIGIN).mkdir()
+            write_json(folder / ORIGIN / "config.json", {"layout": self.origin.layout, "config": self.origin.config})
+            for name, data in self.origin.files.items():
+                (folder / ORIGIN / name).write_bytes(data)
+            if self.origin.unused:
+                save_weights(self.origin.unused, folder / ORIGIN)
 
     @classmethod
     def load(cls, folder: str | Path) -> "ModelFolder":
@@ -104,7 +132,15 @@ class ModelFolder:
             template=from_dict(ChatTemplate, parts["template"], "template"),
             generation=read_json(folder / "generation_config.json"),
             card=card.read_text(encoding="utf-8") if card.is_file() else "",
+            origin=_read_origin(folder / ORIGIN) if (folder / ORIGIN).is_dir() else None,
         )
+
+
+def _read_origin(folder: Path) -> Origin:
+    stored: dict[str, Any] = dict(read_json(folder / "config.json"))
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("config.json", WEIGHTS)}
+    unused = dict(TensorFiles.of_folder(folder)) if (folder / WEIGHTS).is_file() else {}
+    return Origin(layout=str(stored["layout"]), config=stored["config"], files=files, unused=unused)
 
 
 def _replace_folder(source: Path, target: Path) -> None:

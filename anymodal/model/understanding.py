@@ -10,12 +10,13 @@ from anymodal.model.config import UnderstandingConfig
 
 
 class VisionBlock(nn.Module):
-    """Pre-norm block of a vision transformer (arXiv:2010.11929), with tanh-GELU as in SigLIP (arXiv:2303.15343)."""
+    """Pre-norm block of a vision transformer (arXiv:2010.11929)."""
 
     def __init__(self, config: UnderstandingConfig) -> None:
         """Build attention and feed-forward."""
         super().__init__()
         self.num_heads = config.num_heads
+        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
         self.norm_1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(config.dim, config.dim) for _ in range(4))
         self.norm_2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
@@ -30,11 +31,11 @@ class VisionBlock(nn.Module):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         x = x + self.out_proj(rearrange(F.scaled_dot_product_attention(q, k, v), "p heads t k -> p t (heads k)"))
-        return x + self.fc_2(F.gelu(self.fc_1(self.norm_2(x)), approximate="tanh"))
+        return x + self.fc_2(F.gelu(self.fc_1(self.norm_2(x)), approximate=self.approximate))
 
 
 class UnderstandingEncoder(nn.Module):
-    """Turn pictures into features that stand in the transformer's sequence.
+    """Turn pictures into features that stand in the transformer's sequence (SigLIP, arXiv:2303.15343, and Janus).
 
     >>> encoder = UnderstandingEncoder(UnderstandingConfig(merge=2), out_dim=32)
     >>> encoder(torch.zeros(1, 3, 64, 64)).shape

@@ -87,8 +87,8 @@ class AnyModal(nn.Module):
             nn.init.normal_(self.place_embedding.weight, std=0.02)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        code_of = torch.full((vocabulary.size,), -1)
-        code_of[codes] = torch.arange(len(codes))
+        code_of = torch.full((vocabulary.size,), -1, device=codes.device)  # tables are real on the meta device too
+        code_of[codes] = torch.arange(len(codes), device=codes.device)
         self.register_buffer("code_of", code_of, persistent=False)
         self.register_buffer("image_ids", codes.clone(), persistent=False)
 

@@ -62,6 +62,11 @@ class ChatTemplate:
         user: what opens and what closes a user's turn.
         assistant: what opens and what closes an assistant's turn; the closing carries loss.
         plain_end: what closes a document without turns; carries loss.
+        system: what stands behind `begin` where no picture is drawn.
+        before_answer: what stands before the text of an assistant's turn and is written by the model; carries loss.
+        beside_look: what parts a looked-at picture from what stands beside it in a turn.
+        unconditional: what a drawing is guided away from: the empty prompt (`empty`), or the prompt with all ids but
+            BOS and BOI exchanged for padding (`padded`, Janus).
 
     Raises:
         ValueError: an entry that is not a string or is empty.
@@ -74,10 +79,14 @@ class ChatTemplate:
     user: tuple[tuple[str, ...], tuple[str, ...]] = (("<user>",), ())
     assistant: tuple[tuple[str, ...], tuple[str, ...]] = (("<assistant>",), ("<eos>",))
     plain_end: tuple[str, ...] = ("<eos>",)
+    system: tuple[str, ...] = ()
+    before_answer: str = ""
+    beside_look: str = ""
+    unconditional: Literal["empty", "padded"] = "empty"
 
     def __post_init__(self) -> None:
         """Refuse entries that are not text and freeze the lists that a file gives."""
-        for name in ("begin", "plain_end"):
+        for name in ("begin", "plain_end", "system"):
             object.__setattr__(self, name, _entries(getattr(self, name), name))
         for name in ("user", "assistant"):
             around = getattr(self, name)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from anymodal.tokens.config import ChatTemplate, PictureLayout
-from anymodal.tokens.grammar import header_text
+from anymodal.tokens.grammar import header_text, spell_sizes
 from anymodal.tokens.parts import Codes, Document, Draw, Look, Part, Picture, Say, Turn, as_turns
 from anymodal.tokens.text import TextTokenizer
 from anymodal.tokens.vocabulary import Vocabulary
@@ -92,10 +92,12 @@ class DocumentEncoder:
         self._names = {index: name for name, index in vocabulary.specials.items()}
         self._boi, self._eoi = vocabulary.special("boi"), vocabulary.special("eoi")
         self._look = [] if look_tokens is None else [vocabulary.special("look")] * look_tokens
-        self._heads = {size: self._head(size) for size in layout.sizes}
+        self._sizes = frozenset(layout.sizes)
+        self._img = vocabulary.special("img") if layout.kind == "rows" else None
         self._tail = [vocabulary.special("eof"), self._eoi] if layout.kind == "rows" else [self._eoi]
         self._eol = vocabulary.special("eol") if layout.kind == "rows" else None
         self._begin, self._plain_end = self._resolve(template.begin), self._resolve(template.plain_end)
+        self._system = self._resolve(template.system)
         self._around = {
             "user": (self._resolve(template.user[0]), self._resolve(template.user[1])),
             "assistant": (self._resolve(template.assistant[0]), self._resolve(template.assistant[1])),
@@ -115,9 +117,21 @@ class DocumentEncoder:
         Raises:
             ValueError: the layout does not hold `size`.
         """
-        writer = self._write(document, complete=False)
-        writer.add([self._boi] if size is None else self._heads[self._held(size)], loss=False)
+        writer = self._write(document, complete=False, draws=True)
+        writer.add([self._boi] if size is None else self._head(self._held(size)), loss=False)
         return writer.sequence()
+
+    def unconditional(self, prompt: TokenSequence) -> TokenSequence:
+        """Return what a drawing from `prompt` is guided away from, as the template says.
+
+        Raises:
+            ValueError: the template guides away from the empty prompt: write that with `prompt_image`.
+        """
+        if self.template.unconditional != "padded":
+            raise ValueError("this template guides away from the empty prompt; write it with prompt_image([\"\"])")
+        kept = torch.tensor([self.vocabulary.special("bos"), self._boi])
+        ids = torch.where(torch.isin(prompt.ids, kept), prompt.ids, self.vocabulary.special("pad"))
+        return TokenSequence(ids, prompt.loss, ())
 
     def decode(self, ids: Int[Tensor, " n"] | Sequence[int]) -> list[str | Codes]:
         """Read sampled ids: pieces of text and whole grids of codes, in order; other specials are left out.
@@ -136,10 +150,12 @@ class DocumentEncoder:
             reader.read(index, code, self._names.get(index))
         return reader.close()
 
-    def _write(self, document: Document, *, complete: bool) -> "_Writer":
+    def _write(self, document: Document, *, complete: bool, draws: bool = False) -> "_Writer":
         writer = _Writer(self)
         writer.template(self._begin, loss=False)
         entries = as_turns(document, complete=complete)
+        if not draws and not any(isinstance(part, Draw) for entry in entries for part in _parts_of(entry)):
+            writer.template(self._system, loss=False)
         for number, entry in enumerate(entries):
             if not isinstance(entry, Turn):
                 writer.part(entry, loss=True)
@@ -147,13 +163,21 @@ class DocumentEncoder:
             opening, closing = self._around[entry.role]
             answers = entry.role == "assistant"
             writer.template(opening, loss=False)
-            for part in entry.parts:
-                writer.part(part, loss=answers)
+            self._write_turn(writer, entry)
             if complete or number < len(entries) - 1:
                 writer.template(closing, loss=answers)
         if not isinstance(entries[0], Turn):
             writer.template(self._plain_end, loss=True)
         return writer
+
+    def _write_turn(self, writer: "_Writer", turn: Turn) -> None:
+        answers, template = turn.role == "assistant", self.template
+        for place, part in enumerate(turn.parts):
+            if answers and not place and isinstance(part, str | Say):
+                writer.text(template.before_answer, loss=True)
+            if template.beside_look and place and (_is_look(part) or _is_look(turn.parts[place - 1])):
+                writer.text(template.beside_look, loss=False)
+            writer.part(part, loss=answers)
 
     def picture_ids(self, picture: Picture) -> list[int]:
         """Write codes [rows, columns] as the whole block from BOI to EOI.
@@ -164,7 +188,7 @@ class DocumentEncoder:
         if not isinstance(picture, Tensor) or picture.is_floating_point() or picture.dtype == torch.bool:
             kind = f"a tensor of {picture.dtype}" if isinstance(picture, Tensor) else type(picture).__name__
             raise ValueError(f"a picture must be whole-number codes here, not {kind}; use the image tokenizer first")
-        head = self._heads[self._held(tuple(picture.shape))]
+        head = self._head(self._held(tuple(picture.shape)))
         ids = self.vocabulary.to_ids(picture)
         if self._eol is not None:
             ids = torch.nn.functional.pad(ids, (0, 1), value=self._eol)
@@ -187,22 +211,32 @@ class DocumentEncoder:
             raise ValueError(f"text must not hold a control token, but {wrong!r} is one; remove it")
         return ids
 
+    def holds(self, size: tuple[int, ...]) -> bool:
+        """Tell whether a picture may have this grid (rows, columns)."""
+        return size in self._sizes
+
     def _held(self, size: tuple[int, ...]) -> tuple[int, int]:
-        if size not in self._heads:
-            held = ", ".join(f"{rows}x{columns}" for rows, columns in self.layout.sizes)
-            got = "x".join(map(str, size))
+        if not self.holds(size):
+            held, got = spell_sizes(self.layout.sizes), "x".join(map(str, size))
             raise ValueError(f"a picture of this model has {held} codes, not {got}; resize the picture")
         return size[0], size[1]
 
     def _head(self, size: tuple[int, int]) -> list[int]:
-        if self.layout.kind == "fixed":
-            return [self._boi]
-        return [self._boi, *self.text_ids(header_text(size)), self.vocabulary.special("img")]
+        """Write what stands before the first code."""
+        return [self._boi] if self._img is None else [self._boi, *self.text_ids(header_text(size)), self._img]
 
     def _resolve(self, entries: Sequence[str]) -> list[int | str]:
         """Turn the entries of a template into special ids and literal text."""
         named = [re.fullmatch(r"<(\w+)>", entry) for entry in entries]
         return [self.vocabulary.special(name[1]) if name else entry for name, entry in zip(named, entries, strict=True)]
+
+
+def _parts_of(entry: Part | Turn) -> Sequence[Part]:
+    return entry.parts if isinstance(entry, Turn) else (entry,)
+
+
+def _is_look(part: Part) -> bool:
+    return isinstance(part, Look | Image.Image)
 
 
 class _Writer:
@@ -317,7 +351,7 @@ class _Reader:
         if layout.kind == "rows":
             rows, columns = len(self.row_ends), self.row_ends[0] if self.row_ends else 0
             named = self.header in (None, header_text((rows, columns)))
-            whole = named and (rows, columns) in layout.sizes and len(self.codes) == rows * columns
+            whole = named and self.encoder.holds((rows, columns)) and len(self.codes) == rows * columns
             whole = whole and self.row_ends == list(range(columns, rows * columns + 1, columns))
         if not whole:
             raise ValueError(

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from anymodal.configuration import from_dict, to_dict
 from anymodal.tokens.image_config import ImageTokenizerConfig
+from anymodal.tokens.movq import MovqDecoder, MovqEncoder
 from anymodal.tokens.quantizer import Quantizer, flatten_grid
 from anymodal.tokens.weights import load_weights, read_json, save_weights, write_json
+
+Coder = TypeVar("Coder", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class ImageTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.encoder, self.decoder = _coders(config)
-        self.quantizer = Quantizer(config.quantizer, config.latent_channels)
+        self.quantizer = Quantizer(config.quantizer, config.latent_channels, project=config.architecture != "movq")
 
     @property
     def codebook_size(self) -> int:
@@ -64,36 +67,81 @@ class ImageTokenizer(nn.Module):
             ValueError: a side of the pictures is no multiple of the down-sampling.
         """
         latents = self.encoder(self._checked(pixels).to(self.dtype))
-        training = self.quantizer.training
-        codes = self.quantizer.eval()(flatten_grid(latents)).codes
-        self.quantizer.train(training)
-        return rearrange(codes, "b (rows columns) -> b rows columns", rows=latents.shape[2])
+        return rearrange(self._codes(latents), "b (rows columns) -> b rows columns", rows=latents.shape[2])
+
+    @torch.no_grad()
+    def encode_video(self, pixels: Float[Tensor, "b frames 3 h w"]) -> Int[Tensor, "b slices rows columns"]:
+        """Return the codes of frames in [-1, 1], one grid for `temporal_down_sampling` frames.
+
+        Raises:
+            ValueError: the tokenizer has no path through time, or the frames or their sides do not divide.
+        """
+        encoder, factor = self._through_time(self.encoder, MovqEncoder), self.config.temporal_down_sampling
+        if not pixels.shape[1] or pixels.shape[1] % factor:
+            raise ValueError(
+                f"a video must have a multiple of {factor} frames, got {pixels.shape[1]}; repeat or drop some."
+            )
+        self._checked(pixels[:, 0])
+        latents = encoder.encode_frames(pixels.to(self.dtype))
+        codes = self._codes(rearrange(latents, "b c slices rows columns -> b c (slices rows) columns"))
+        shape = {"slices": latents.shape[2], "rows": latents.shape[3]}
+        return rearrange(codes, "b (slices rows columns) -> b slices rows columns", **shape)
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "b rows columns"]) -> Float[Tensor, "b 3 h w"]:
         """Return pixels in [-1, 1] of codes in [0, codebook_size).
 
         Raises:
-            ValueError: a code is out of range.
+            ValueError: a code is out of range, or the tokenizer has no decoder.
         """
+        latents = self._looked_up(codes.flatten(1))
+        grid = rearrange(latents, "b (rows columns) c -> b c rows columns", rows=codes.shape[1])
+        return self.decoder(grid).float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def decode_video(self, codes: Int[Tensor, "b slices rows columns"]) -> Float[Tensor, "b frames 3 h w"]:
+        """Return frames in [-1, 1], `temporal_down_sampling` of them for every grid of codes.
+
+        Raises:
+            ValueError: the tokenizer has no path through time, or a code is out of range.
+        """
+        decoder = self._through_time(self.decoder, MovqDecoder)
+        shape = {"slices": codes.shape[1], "rows": codes.shape[2]}
+        latents = self._looked_up(codes.flatten(1))
+        grids = rearrange(latents, "b (slices rows columns) c -> b c slices rows columns", **shape)
+        return decoder.decode_frames(grids).float().clamp(-1, 1)
+
+    def _codes(self, latents: Float[Tensor, "b c rows columns"]) -> Int[Tensor, "b n"]:
+        training = self.quantizer.training
+        codes = self.quantizer.eval()(flatten_grid(latents)).codes
+        self.quantizer.train(training)
+        return codes
+
+    def _looked_up(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "b n c"]:
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size):
             raise ValueError(
                 f"codes must lie in [0, {self.codebook_size}), got {int(codes.min())} to {int(codes.max())}; "
                 "decode them with the image tokenizer that made them."
             )
-        latents = self.quantizer.look_up(rearrange(codes, "b rows columns -> b (rows columns)"))
-        grid = rearrange(latents, "b (rows columns) c -> b c rows columns", rows=codes.shape[1])
-        return self.decoder(grid).float().clamp(-1, 1)
+        return self.quantizer.look_up(codes)
+
+    def _through_time(self, coder: nn.Module, kind: type[Coder]) -> Coder:
+        if not isinstance(coder, kind):
+            raise ValueError(
+                f"videos need a movq tokenizer with all its parts, this one is {self.config.architecture!r}; "
+                "treat the frames as pictures."
+            )
+        return coder
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating point type of the weights."""
-        return self.quantizer.project_in.weight.dtype
+        return next(self.encoder.parameters()).dtype
 
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits over configuration and weights: which codes mean what."""
-        digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(_meaning(self.config), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -157,8 +205,30 @@ class _Residual(nn.Module):
         return x + self.conv_2(F.silu(self.conv_1(F.silu(self.norm(x)))))
 
 
+def _meaning(config: Any) -> dict[str, Any]:
+    """Return a configuration as plain data, without later fields that say nothing new."""
+    values = {each.name: getattr(config, each.name) for each in fields(config)}
+    silent = {each.name for each in fields(config) if each.metadata.get("later") and values[each.name] == each.default}
+    told = {name: value for name, value in values.items() if name not in silent}
+    return {name: _meaning(value) if is_dataclass(value) else to_dict(value) for name, value in told.items()}
+
+
+class _NoDecoder(nn.Module):
+    def forward(self, *_: Any) -> Tensor:
+        raise ValueError(
+            "this image tokenizer has no decoder: it reads pictures and does not draw them; "
+            "load one from files that hold the decoder."
+        )
+
+
 def _coders(config: ImageTokenizerConfig) -> tuple[nn.Module, nn.Module]:
-    return _diffusers_coders(config) if config.architecture == "diffusers" else _unshuffle_coders(config)
+    if config.architecture == "unshuffle":
+        encoder, decoder = _unshuffle_coders(config)
+    else:
+        encoder, decoder = _diffusers_coders(config)
+    if config.architecture == "movq":
+        encoder, decoder = MovqEncoder(config, encoder), MovqDecoder(config, decoder)
+    return encoder, decoder if config.has_decoder else _NoDecoder()
 
 
 def _unshuffle_coders(config: ImageTokenizerConfig) -> tuple[nn.Module, nn.Module]:
@@ -187,18 +257,15 @@ def _unshuffle_coders(config: ImageTokenizerConfig) -> tuple[nn.Module, nn.Modul
 def _diffusers_coders(config: ImageTokenizerConfig) -> tuple[nn.Module, nn.Module]:
     from diffusers.models.autoencoders.vae import Decoder, Encoder  # noqa: PLC0415  (diffusers costs seconds)
 
+    attend = [stage in config.attention_stages for stage in range(len(config.channels))]
     shared: dict[str, Any] = {
         "block_out_channels": config.channels,
         "layers_per_block": config.blocks,
         "norm_num_groups": config.norm_groups,
         "mid_block_add_attention": config.mid_attention,
     }
-    encoder = Encoder(
-        3,
-        config.latent_channels,
-        down_block_types=("DownEncoderBlock2D",) * len(config.channels),
-        double_z=False,
-        **shared,
-    )
-    decoder = Decoder(config.latent_channels, 3, up_block_types=("UpDecoderBlock2D",) * len(config.channels), **shared)
-    return encoder, decoder
+    down = tuple("AttnDownEncoderBlock2D" if each else "DownEncoderBlock2D" for each in attend)
+    up = tuple("AttnUpDecoderBlock2D" if each else "UpDecoderBlock2D" for each in reversed(attend))
+    norm = "spatial" if config.architecture == "movq" else "group"
+    encoder = Encoder(3, config.latent_channels, down_block_types=down, double_z=False, **shared)
+    return encoder, Decoder(config.latent_channels, 3, up_block_types=up, norm_type=norm, **shared)

@@ -29,13 +29,12 @@ class Quantizer(nn.Module):
     torch.Size([1, 4])
     """
 
-    def __init__(self, config: QuantizerConfig, latent_channels: int) -> None:
-        """Build the codebook that `config` asks for."""
+    def __init__(self, config: QuantizerConfig, latent_channels: int, *, project: bool = True) -> None:
+        """Build the codebook that `config` asks for; without `project` the latents are as wide as its vectors."""
         super().__init__()
         self.config = config
-        width = len(config.levels) if config.kind == "fsq" else config.codebook_dim
-        self.project_in = nn.Linear(latent_channels, width)
-        self.project_out = nn.Linear(width, latent_channels)
+        self.project_in = nn.Linear(latent_channels, config.width) if project else nn.Identity()
+        self.project_out = nn.Linear(config.width, latent_channels) if project else nn.Identity()
         self.codebook = _codebook(config)
 
     def forward(self, latents: Float[Tensor, "b n c"]) -> Quantized:
@@ -45,12 +44,11 @@ class Quantizer(nn.Module):
             result = self.codebook(narrow)
         quantized, codes = result[0], result[1]
         loss = result[2].sum() if len(result) > 2 else narrow.new_zeros(())
-        wide = quantized.to(self.project_out.weight.dtype)
-        return Quantized(latents=self.project_out(wide), codes=codes.long(), loss=loss.float())
+        return Quantized(latents=self._widened(quantized), codes=codes.long(), loss=loss.float())
 
     def look_up(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "b n c"]:
         """Return the latents of codes in [0, codebook_size)."""
-        return self.project_out(self.vectors(codes).to(self.project_out.weight.dtype))
+        return self._widened(self.vectors(codes))
 
     def vectors(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "b n width"]:
         """Return the vectors of codes in [0, codebook_size), as wide as the codebook."""
@@ -58,8 +56,62 @@ class Quantizer(nn.Module):
             return F.embedding(codes, cast(Tensor, self.codebook.codebook))
         return cast(Any, self.codebook).indices_to_codes(codes)
 
+    def _widened(self, vectors: Float[Tensor, "b n width"]) -> Float[Tensor, "b n c"]:
+        if isinstance(self.project_out, nn.Linear):
+            vectors = vectors.to(self.project_out.weight.dtype)
+        return self.project_out(vectors)
+
+
+class LearnedCodebook(nn.Module):
+    """A table of vectors that gradients move (arXiv:1711.00937, equation 3); `normalised` is applied on every use.
+
+    >>> quantized, codes, loss = LearnedCodebook(16, 4)(torch.zeros(1, 3, 4))
+    >>> quantized.shape, codes.shape
+    (torch.Size([1, 3, 4]), torch.Size([1, 3]))
+    """
+
+    def __init__(self, size: int, width: int, *, normalised: bool = False, commitment_weight: float = 0.25) -> None:
+        """Draw `size` vectors."""
+        super().__init__()
+        self.normalised = normalised
+        self.commitment_weight = commitment_weight
+        self.embedding = nn.Parameter(torch.empty(size, width))
+        nn.init.uniform_(self.embedding, -1 / size, 1 / size)
+
+    @property
+    def codebook(self) -> Float[Tensor, "k width"]:
+        """The vectors as they are compared and looked up."""
+        return self._in_use(self.embedding.float())
+
+    def forward(
+        self, vectors: Float[Tensor, "b n width"]
+    ) -> tuple[Float[Tensor, "b n width"], Int[Tensor, "b n"], Float[Tensor, ""]]:
+        """Return the nearest vectors, their codes and the codebook loss; gradients pass straight through.
+
+        The squared distance is summed from its three terms, as published tokenizers do: among almost equal distances
+        the order of the operations decides.
+        """
+        vectors, table = self._in_use(vectors), self.codebook
+        with torch.no_grad():
+            distances = vectors.square().sum(-1, keepdim=True) + table.square().sum(-1)
+            codes = distances.sub_(vectors @ table.T, alpha=2).argmin(-1)
+        nearest = F.embedding(codes, table)
+        commitment = F.mse_loss(vectors, nearest.detach())
+        loss = F.mse_loss(nearest, vectors.detach()) + self.commitment_weight * commitment
+        return nearest.detach() + (vectors - vectors.detach()), codes, loss
+
+    def _in_use(self, vectors: Float[Tensor, "*b width"]) -> Float[Tensor, "*b width"]:
+        return F.normalize(vectors, dim=-1) if self.normalised else vectors
+
 
 def _codebook(config: QuantizerConfig) -> nn.Module:
+    if config.codebook_update == "gradient":
+        return LearnedCodebook(
+            config.codebook_size,
+            config.codebook_dim,
+            normalised=config.kind == "l2-vq",
+            commitment_weight=config.commitment_weight,
+        )
     import vector_quantize_pytorch as vqp  # noqa: PLC0415  (it costs a second; only tokenizers need it)
 
     if config.kind == "fsq":

@@ -108,6 +108,11 @@ class TextTokenizer:
         """Give the text of ids; specials are left out, bytes that are not UTF-8 become U+FFFD."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
+    def id_of(self, piece: str) -> int | None:
+        """Give the id of a token in the spelling of the tokenizer's file, None where it has none."""
+        index: int | None = self._tokenizer.token_to_id(piece)
+        return index
+
     def piece(self, index: int) -> str:
         """Name an id for a message, in the spelling of the tokenizer's file."""
         return self._tokenizer.id_to_token(index) or f"id {index}"

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from anymodal.tokens.tensors import TensorFiles
+
 WEIGHTS = "model.safetensors"
-MAX_HEADER_BYTES = 10_000_000
 
 
 def save_weights(state: Mapping[str, Tensor], folder: Path) -> None:
@@ -41,30 +42,10 @@ def load_weights(module: nn.Module, folder: Path) -> None:
     Raises:
         ValueError: the file is missing or broken, or a tensor is missing, unknown or of another shape; all are named.
     """
-    path = folder / WEIGHTS
-    if not path.is_file():
-        pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern)]
-        way = f"; {pickles[0]} is a pickle and is not read: convert it to safetensors" if pickles else ""
-        raise ValueError(f"{path} is missing{way}.")
-    _check_header(path)
+    found = TensorFiles.of_folder(folder)
     expected = module.state_dict()
-    try:
-        with safe_open(path, framework="pt") as file:
-            _check_tensors(path, expected, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
-            state = {name: file.get_tensor(name) for name in expected}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file ({error}); copy or download it again.") from error
-    module.load_state_dict(state, assign=True)
-
-
-def _check_header(path: Path) -> None:
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-    if size > MAX_HEADER_BYTES:
-        raise ValueError(
-            f"the header of {path} claims {size} bytes, at most {MAX_HEADER_BYTES} are read; "
-            "the file is broken or hostile."
-        )
+    _check_tensors(folder / WEIGHTS, expected, {name: tuple(tensor.shape) for name, tensor in found.items()})
+    module.load_state_dict({name: found[name] for name in expected}, assign=True)
 
 
 def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> None:

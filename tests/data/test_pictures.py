@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from anymodal.data.pictures import BadPicture, decode_picture, to_image, to_pixels, to_rgb
+from anymodal.tokens.picture_config import PictureFit, Resample
 
 WHITE = (255, 255, 255)
+FILTERS: tuple[Resample, ...] = ("bicubic", "lanczos", "bilinear")
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -182,6 +184,27 @@ def test_to_pixels_crops_and_pads() -> None:
     assert [padded.getpixel((x, y)) for x, y in ((2, 2), (2, 15), (15, 15))] == [WHITE, (0, 0, 255), (255, 0, 0)]
     assert to_pixels(Image.new("RGB", (1000, 1)), 8, 8, fit="pad").shape == (3, 8, 8)
     assert to_pixels(Image.new("RGB", (1, 1000)), 8, 8).shape == (3, 8, 8)
+
+
+def test_to_pixels_keeps_every_byte_and_takes_a_kind_for_its_fit() -> None:
+    grey = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
+    pixels = to_pixels(grey, 16, 16)
+    assert pixels.is_contiguous()
+    assert torch.equal(pixels[0].flatten(), torch.arange(256).to(torch.float32).div(127.5).sub(1))
+    assert [to_image(pixels).getpixel((x, 0)) for x in range(16)] == [(x, x, x) for x in range(16)]
+    picture = noise(24).crop((0, 0, 24, 17))
+    assert torch.equal(to_pixels(picture, 9, 9), to_pixels(picture, 9, 9, fit=PictureFit(kind="crop")))
+    assert torch.equal(to_pixels(picture, 9, 9, fit="pad"), to_pixels(picture, 9, 9, fit=PictureFit(kind="pad")))
+
+
+def test_to_pixels_scales_pads_and_resamples_as_the_fit_says() -> None:
+    dark = PictureFit(kind="pad", pad_colour=(1, 2, 3), scale=0.0078)
+    pixels = to_pixels(Image.new("RGB", (2, 4), "white"), 8, 8, fit=dark)
+    assert pixels.dtype == torch.float32
+    assert torch.allclose(pixels[:, 0, 0], torch.tensor([1.0, 2.0, 3.0]) * 0.0078 - 1, atol=1e-7)
+    assert torch.allclose(pixels[:, 4, 4], torch.tensor(255 * 0.0078 - 1), atol=1e-7)
+    three = [to_pixels(noise(8), 12, 12, fit=PictureFit(kind="crop", resample=name)) for name in FILTERS]
+    assert not any(torch.equal(three[i], three[i - 1]) for i in range(3))
 
 
 def test_to_pixels_and_to_image_refuse() -> None:

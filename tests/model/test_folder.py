@@ -73,7 +73,7 @@ def swap_image_tokenizer(folder: Path) -> None:
             lambda f: change_tensors(f, lambda s: s.update({"transformer.norm.weight": torch.zeros(3)})),
             r"transformer.norm.weight: expected \[32\], got \[3\]",
         ),
-        (pickle_it, "pytorch_model.bin is a pickle and is not read"),
+        (pickle_it, "pytorch_model.bin is a pickle, which can run code, and is not read"),
         (long_header, "claims 1000000000 bytes"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\x05\0\0\0\0\0\0\0{abc}"), "no readable safetensors"),
         (swap_image_tokenizer, "was made with image tokenizer .* its codes would mean other pictures"),

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ QUANTIZERS = {
     "fsq": QuantizerConfig(kind="fsq", codebook_size=40, levels=(8, 5)),
     "lfq": QuantizerConfig(kind="lfq", codebook_size=32, codebook_dim=5),
     "simvq": QuantizerConfig(kind="simvq", codebook_size=32, codebook_dim=4),
+    "learned vq": QuantizerConfig(kind="vq", codebook_size=32, codebook_dim=4, codebook_update="gradient"),
+    "learned l2-vq": QuantizerConfig(kind="l2-vq", codebook_size=32, codebook_dim=4, codebook_update="gradient"),
 }
 
 
@@ -77,6 +80,42 @@ def test_a_folder_keeps_every_bit(tmp_path: Path, kind: str) -> None:
     with torch.no_grad():
         next(again.parameters()).view(-1)[0] += 1e-6
     assert again.fingerprint != tokenizer.fingerprint
+
+
+def test_attention_stands_in_the_stages_that_ask_for_it() -> None:
+    options: dict[str, Any] = {"architecture": "diffusers", "channels": (8, 8, 16), "blocks": 2}
+    plain, attentive = make(**options), make(**options, attention_stages=(0, 2))
+    added = attentive.state_dict().keys() - plain.state_dict().keys()
+    assert {name.partition(".attentions")[0] for name in added} == {
+        "encoder.down_blocks.0", "encoder.down_blocks.2", "decoder.up_blocks.2", "decoder.up_blocks.0",
+    }  # fmt: skip
+    pixels = torch.rand(1, 3, 8, 4)
+    assert attentive.decode(attentive.encode(pixels)).shape == pixels.shape
+
+
+def test_without_a_decoder_pictures_are_read_alone(tmp_path: Path) -> None:
+    tokenizer, reader = make(architecture="diffusers"), make(architecture="diffusers", has_decoder=False)
+    state = tokenizer.state_dict()
+    reader.load_state_dict({name: state[name] for name in reader.state_dict()})
+    pixels = torch.rand(1, 3, 16, 8)
+    assert torch.equal(reader.encode(pixels), tokenizer.encode(pixels))
+    reader.save_pretrained(tmp_path)
+    again = ImageTokenizer.from_pretrained(tmp_path)
+    assert again.fingerprint == reader.fingerprint != tokenizer.fingerprint
+    with pytest.raises(ValueError, match="has no decoder: it reads pictures and does not draw them"):
+        again.decode(again.encode(pixels))
+
+
+def test_later_fields_leave_old_fingerprints_alone(root: Path) -> None:
+    folder = root / "anymodal" / "models" / "emoji"
+    known = json.loads((folder / "config.json").read_text(encoding="utf-8"))["image_tokenizer"]
+    old = json.loads((folder / "image_tokenizer" / "config.json").read_text(encoding="utf-8"))
+    assert "attention_stages" not in old
+    assert ImageTokenizer.from_pretrained(folder / "image_tokenizer").fingerprint == known
+    plain, attentive = make(architecture="diffusers"), make(architecture="diffusers", attention_stages=(1,))
+    attentive.encoder, attentive.decoder = plain.encoder, plain.decoder
+    attentive.quantizer = plain.quantizer
+    assert attentive.fingerprint != plain.fingerprint
 
 
 def test_works_in_float64() -> None:

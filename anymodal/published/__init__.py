@@ -1,0 +1,1 @@
+"""Published checkpoints: one file a layout, their names to ours and back."""

@@ -1,0 +1,76 @@
+"""Which published layouts there are, and which one a folder has."""
+
+import os
+import shutil
+from pathlib import Path
+
+from anymodal.model.folder import ModelFolder
+from anymodal.published import janus, janus_original
+from anymodal.published.layout import Layout, PublishedFolder
+from anymodal.tokens.image import ImageTokenizer
+
+LAYOUTS: dict[str, Layout] = {
+    part.LAYOUT.name: part.LAYOUT for part in (janus, janus_original)
+}
+
+
+def layout_of(folder: PublishedFolder) -> Layout | None:
+    """Return the layout that a folder has, None where it is no published one."""
+    return next((layout for layout in LAYOUTS.values() if layout.fits(folder)), None)
+
+
+def load_published(path: Path, *, allow_pickle: bool = False) -> ModelFolder:
+    """Read a folder in the layout that it came in.
+
+    Raises:
+        ValueError: no layout that is known here, a pickle that is not allowed, or a broken folder.
+    """
+    folder = PublishedFolder.open(path, allow_pickle=allow_pickle)
+    layout = layout_of(folder)
+    if layout is None:
+        kind = folder.config.get("model_type")
+        raise ValueError(
+            f"{path} is no model folder that is known here: its config.json says model_type {kind!r}; known are models "
+            f"made with anymodal and the layouts {', '.join(LAYOUTS)}."
+        )
+    return layout.load(folder)
+
+
+def load_image_tokenizer(path: Path, *, allow_pickle: bool = False) -> ImageTokenizer:
+    """Read an image tokenizer: from a folder of its own, or from a model folder of any known layout.
+
+    Raises:
+        ValueError: there is none, or its folder is broken.
+    """
+    folder = PublishedFolder.open(path, allow_pickle=allow_pickle)
+    if "format" in folder.config:
+        return ImageTokenizer.from_pretrained(path / "image_tokenizer")
+    layout = layout_of(folder)
+    return ImageTokenizer.from_pretrained(path) if layout is None else layout.load(folder).image_tokenizer
+
+
+def save_published(parts: ModelFolder, folder: Path, layout: str) -> None:
+    """Write a model in a published layout, whole or not at all.
+
+    Raises:
+        ValueError: an unknown layout, one that cannot be written or cannot express the model, or a folder in use.
+        OSError: the disk is full or read-only.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
+    write = LAYOUTS[layout].save
+    if write is None:
+        raise ValueError(f"models are read from the layout {layout!r}, not written in it; save without a layout.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty; export into a new folder.")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        write(parts, partial)
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except OSError as error:
+        raise OSError(f"could not save {folder} ({error}); free some space and save again.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

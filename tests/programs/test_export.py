@@ -1,0 +1,75 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from anymodal.__main__ import main
+from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
+from anymodal.model.folder import ModelFolder
+from anymodal.model.unified import AnyModal
+from anymodal.tokens.image import ImageTokenizer
+from anymodal.tokens.image_config import ImageTokenizerConfig, QuantizerConfig
+
+
+def janus_shaped(toy: Any) -> ModelFolder:
+    """Make a model here that is a Janus by its shape."""
+    torch.manual_seed(0)
+    parts: ModelFolder = toy.parts()
+    image = ImageTokenizerConfig(
+        architecture="diffusers", channels=(32, 32, 64), blocks=1, latent_channels=16, attention_stages=(2,),
+        quantizer=QuantizerConfig(kind="l2-vq", codebook_size=64, codebook_dim=8, codebook_update="gradient"),
+    )  # fmt: skip
+    parts.image_tokenizer = ImageTokenizer(image).eval()
+    config = AnyModalConfig(
+        transformer=TransformerConfig(
+            dim=32, depth=2, num_heads=4, num_kv_heads=2, head_dim=8, hidden_dim=48, max_seq_len=256
+        ),
+        understanding=UnderstandingConfig(
+            image_size=16, patch_size=4, dim=32, depth=2, num_heads=2, hidden_dim=64, activation="gelu"
+        ),
+        heads="decoupled",
+        image_embedding_dim=8,
+        image_head_dim=32,
+    )
+    text_size = parts.text_tokenizer.vocab_size
+    vocabulary = type(parts.model.vocabulary).build(
+        text_size=text_size, specials=parts.text_tokenizer.specials, codebook_size=64
+    )
+    parts.model = AnyModal(config, vocabulary).eval()
+    return parts
+
+
+def test_a_model_made_here_loads_in_transformers(
+    toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import JanusForConditionalGeneration
+
+    parts = janus_shaped(toy)
+    parts.save(tmp_path / "model")
+    words = ["train", "export", "--model", str(tmp_path / "model"), "--layout", "janus"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: janus\n"
+    theirs = JanusForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    ids = torch.arange(20, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(input_ids=ids).logits, parts.model(ids).logits, atol=1e-5, rtol=1e-4)
+    assert main(["train", "export", "--model", str(tmp_path / "out"), "--out", str(tmp_path / "back")]) == 0
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "back"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "is not empty; export into a new folder" in capsys.readouterr().err
+
+
+def test_what_a_layout_cannot_express_ends_with_code_2(
+    toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy.parts().save(tmp_path / "model")
+    words = ["train", "export", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--layout", "janus"]) == 2
+    assert "save it without a layout" in capsys.readouterr().err
+    assert main([*words, "--layout", "yanus"]) == 2
+    assert "layout must be one of" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
