@@ -21,7 +21,7 @@ from anymodal.model.unified import AnyModal
 from anymodal.published.registry import load_published, save_published
 from anymodal.tokens.batch import Batch, pad
 from anymodal.tokens.document import Codes, Document, DocumentEncoder, Draw, Look, Part, Say, TokenSequence, Turn
-from anymodal.tokens.grammar import compile_grammar
+from anymodal.tokens.grammar import compile_grammar, spell_sizes
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.text import TextTokenizer
 from anymodal.tokens.vocabulary import Vocabulary
@@ -265,7 +265,7 @@ class Pipeline:
         wanted = (height or rows * factor, width or columns * factor)
         grid = (wanted[0] // factor, wanted[1] // factor)
         if wanted != (grid[0] * factor, grid[1] * factor) or grid not in self.parts.layout.sizes:
-            sizes = ", ".join(f"{a * factor} x {b * factor}" for a, b in self.parts.layout.sizes)
+            sizes = spell_sizes([(a * factor, b * factor) for a, b in self.parts.layout.sizes], by=" x ")
             raise ValueError(
                 f"this model draws pictures of {sizes} pixels (height x width), not {wanted[0]} x {wanted[1]}."
             )
@@ -295,7 +295,7 @@ class Pipeline:
     def _unconditional(
         self, prompt: TokenSequence, negative: str | None, size: tuple[int, int] | None
     ) -> TokenSequence:
-        if negative is None and self.parts.template.unconditional == "padded":
+        if negative is None and self.parts.template.unconditional != "empty":
             return self.encoder.unconditional(prompt)
         return self.encoder.prompt_image([negative or ""], size=size)
 
@@ -337,6 +337,11 @@ class Pipeline:
         return parts
 
     def _draw(self, requests: Sequence[Request]) -> list[Int[Tensor, "rows columns"]]:
+        if not self.image_tokenizer.config.has_decoder:
+            raise ValueError(
+                "this model has no decoder for pictures, so what it draws could not be shown; put the decoder's file "
+                "into its folder (docs/published.md tells which)."
+            )
         return [self._codes(ids) for ids in self._timed(requests)]
 
     def _timed(self, requests: Sequence[Request]) -> list[Int[Tensor, " n"]]:

@@ -52,7 +52,9 @@ def shapes(config: dict[str, Any]) -> dict[str, torch.Size]:
         model, image = AnyModal(ours, vocabulary), ImageTokenizer(image_config)
     written = janus.names(ours).write(model.state_dict())
     drawn = janus_names(image_config).write(image.state_dict())
-    return {name: each.shape for name, each in {**written, **{f"model.vqmodel.{k}": v for k, v in drawn.items()}}.items()}
+    return {
+        name: each.shape for name, each in {**written, **{f"model.vqmodel.{k}": v for k, v in drawn.items()}}.items()
+    }
 
 
 def write(folder: Path) -> None:
@@ -119,8 +121,12 @@ def main() -> None:
     runs = [json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3)]
     seconds, peak = min(run["seconds"] for run in runs), max(run["peak"] for run in runs)
     print(f"weights {size / GIB:.2f} GiB, plain read {plain:.2f} s")
-    print(f"load {seconds:.2f} s ({seconds / plain:.2f} x a plain read), {runs[0]['loaded'] / GIB:.2f} GiB resident then")
-    print(f"first token: peak {peak / GIB:.2f} GiB, {peak / size:.2f} x the weights, interpreter and libraries included")
+    print(
+        f"load {seconds:.2f} s ({seconds / plain:.2f} x a plain read), {runs[0]['loaded'] / GIB:.2f} GiB resident then"
+    )
+    print(
+        f"first token: peak {peak / GIB:.2f} GiB, {peak / size:.2f} x the weights, interpreter and libraries included"
+    )
     large = sum(shape.numel() for shape in shapes(config_of(dim=4096, depth=30, heads=32, hidden=11008)).values())
     print(f"7B shape, counted: {large / 1e9:.2f} B numbers, {2 * large / GIB:.2f} GiB in bfloat16")
 

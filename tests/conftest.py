@@ -125,13 +125,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     tokenizer = ImageTokenizer(config).eval()
     tokenizer.save_pretrained(made.image_tokenizer)
     index = ShardIndex.open(made.plain)
-    coded = coded_samples(
-        index,
-        range(len(index)),
-        encode=tokenizer.encode,
-        fingerprint=tokenizer.fingerprint,
-        codebook_size=16,
-        size=16,
-    )
+    coded = coded_samples(index, range(len(index)), tokenizer=tokenizer, size=16)
     write_shards(coded, f"{made.coded}/%06d.tar", samples_per_shard=12)
     return made

@@ -53,12 +53,8 @@ def main(
     samples = coded_samples(
         index,
         range(len(index)),
-        encode=tokenizer.encode,
-        fingerprint=tokenizer.fingerprint,
-        codebook_size=tokenizer.codebook_size,
+        tokenizer=tokenizer,
         size=size,
-        fit=tokenizer.config.pictures,
-        factor=tokenizer.config.down_sampling,
         batch_size=batch_size,
         keep_pictures=keep_pictures,
     )

@@ -227,10 +227,7 @@ def encode(road: Road) -> None:
     count = 0
     for split in ("train", "held-out"):
         index = ShardIndex.open(str(road.out / "data" / split / "*.tar"))
-        samples = coded_samples(
-            index, range(len(index)), encode=tokenizer.encode, fingerprint=tokenizer.fingerprint,
-            codebook_size=tokenizer.codebook_size, size=64,
-        )  # fmt: skip
+        samples = coded_samples(index, range(len(index)), tokenizer=tokenizer, size=64)
         pattern = str(road.out / "data" / f"coded-{split}" / "%06d.tar")
         write_shards(track(samples, f"encoding {split}"), pattern, pictures_verified=True)
         count += len(index)

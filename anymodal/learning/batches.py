@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -18,9 +18,10 @@ from anymodal.data.index import BadSample, ShardIndex
 from anymodal.data.order import Order, Slot, Source
 from anymodal.data.packing import pack
 from anymodal.data.samples import Reading, UnfitSample, document_of, fingerprints_of, pixels_of
-from anymodal.learning.config import Ratios
+from anymodal.learning.config import StageConfig
 from anymodal.tokens.batch import Batch
 from anymodal.tokens.document import DocumentEncoder, TokenSequence
+from anymodal.tokens.vocabulary import Vocabulary
 
 
 class Skipped(Counter[str]):
@@ -51,15 +52,14 @@ class DocumentBatches(StepBatches):
         *,
         encoder: DocumentEncoder,
         reading: Reading,
-        ratios: Ratios,
-        seq_len: int,
+        stage: StageConfig,
         order: Mapping[str, int],
         rank: tuple[int, int] = (0, 1),
     ) -> None:
         """Prepare the order; `order` holds seed, batch_size, steps and cache_shards."""
         super().__init__(order["steps"])
-        self.index, self.encoder, self.reading, self.seq_len = index, encoder, reading, seq_len
-        shares: dict[str, float] = to_dict(ratios)
+        self.index, self.encoder, self.reading, self.stage = index, encoder, reading, stage
+        shares: dict[str, float] = to_dict(stage.ratios)
         self.tasks = [task for task, share in shares.items() if share > 0]
         sources = [Source(name=task, shard_sizes=index.shard_sizes, ratio=shares[task]) for task in self.tasks]
         self.order = Order(
@@ -74,7 +74,7 @@ class DocumentBatches(StepBatches):
             raise ValueError(f"no sample of step {step} could be read ({dict(self.skipped)}); check the shards.")
         return pack(
             sequences,
-            seq_len=self.seq_len,
+            seq_len=self.stage.seq_len,
             pad_id=self.encoder.vocabulary.special("pad"),
             look_tokens=self.encoder.look_tokens,
         )
@@ -93,7 +93,8 @@ class DocumentBatches(StepBatches):
         except (BadSample, UnfitSample) as error:
             self.skipped[error.reason] += 1
             return None
-        return self.encoder.encode(document)
+        sequence = self.encoder.encode(document)
+        return with_labelled_prompts(sequence, self.encoder.vocabulary) if self.stage.label_prompt else sequence
 
 
 class PictureBatches(StepBatches):
@@ -229,3 +230,13 @@ def check_codes(index: ShardIndex, reading: Reading) -> None:
             f"the shards carry {named}, the image tokenizer is {reading.fingerprint}; "
             "write their codes with `anymodal tokenizers codes` and train on the shards that it makes."
         )
+
+
+def with_labelled_prompts(sequence: TokenSequence, vocabulary: Vocabulary) -> TokenSequence:
+    """Make every id a target that is not of a picture: prompts, and what stands around turns; the ids stay the same."""
+    ids = sequence.ids
+    begin, end = (ids == vocabulary.special(name) for name in ("boi", "eoi"))
+    outside = begin.cumsum(0) == end.cumsum(0)
+    loss = sequence.loss | (outside & ~end)
+    loss[0] = False  # nothing stands before the first id that could predict it
+    return replace(sequence, loss=loss)

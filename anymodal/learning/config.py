@@ -1,6 +1,6 @@
 """Configuration of training; free of torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -54,6 +54,7 @@ class RunConfig:
     Args:
         steps: optimizer steps.
         batch_size: documents (or pictures) a step, over all processes.
+        accumulate: pieces in which the rows of a step are computed, one after the other: less memory, the same step.
         precision: "bf16" computes matrix products in bfloat16, "float32" everything in single precision, "auto" takes
             bf16 where the processor has instructions for it (emulated, it is hundreds of times slower).
         seed: of weights, order and dropout.
@@ -62,11 +63,12 @@ class RunConfig:
         validation_steps: batches of one validation.
         sample_every: steps between sample pictures and answers; 0 for never.
         checkpoint_every: steps between checkpoints.
-        ema_decay: of the moving average of the weights; 0 for none.
+        ema_decay: of the moving average of the weights, which is then what is validated and saved; 0 for none.
     """
 
     steps: int = 1000
     batch_size: int = 64
+    accumulate: int = 1
     precision: Literal["auto", "bf16", "float32"] = "auto"
     seed: int = 0
     log_every: int = 10
@@ -77,19 +79,28 @@ class RunConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the counts."""
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+        """Check the counts and the average."""
+        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}; 0.999 averages about 1000 steps.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """What a stage of the unified model learns.
 
+    Parts are `understanding` (the vision encoder), `connector`, `transformer`, `text_embedding`, `text_head`,
+    `image_embedding` (with its aligner), `image_head` and `place_embedding`, as far as the model has them. Where heads
+    are shared, the four embeddings and heads are rows of one matrix each. A tied head is part of its embedding.
+
     Args:
+        trains: parts that learn, the others stay as they are, to the bit; none named means all.
+        rates: factor on the learning rate of a part, 1 where it is not named.
         ratios: share of every task in every step.
         seq_len: tokens a packed row.
+        label_prompt: learn to write the text of prompts, too.
         text_weight: weight of the text loss.
         image_weight: weight of the loss on image codes (Emu3: 0.5).
         z_loss: weight of the squared log partition (Chameleon: 1e-5).
@@ -98,14 +109,28 @@ class StageConfig:
         questions_per_picture: questions asked in one answering document.
     """
 
+    trains: tuple[str, ...] = ()
+    rates: dict[str, float] = field(default_factory=dict)
     ratios: Ratios = Ratios()
     seq_len: int = 1024
+    label_prompt: bool = False
     text_weight: float = 1.0
     image_weight: float = 1.0
     z_loss: float = 1e-5
     prompt_dropout: float = 0.1
     code_noise: float = 0.0
     questions_per_picture: int = 2
+
+    def __post_init__(self) -> None:
+        """Check rates and weights."""
+        for part, rate in self.rates.items():
+            if rate <= 0:
+                raise ValueError(f"the rate of a part must be positive, got {part}: {rate}; leave it out of trains.")
+            if self.trains and part not in self.trains:
+                raise ValueError(f"rates are of parts that train, {part!r} does not; add it to trains.")
+        for name in ("text_weight", "image_weight", "z_loss"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True)

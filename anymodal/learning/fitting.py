@@ -13,8 +13,9 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.callbacks.weight_averaging import EMAWeightAveraging
+from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from anymodal.learning.batches import StepData
 from anymodal.learning.callbacks import ProgressLines, StopAtBorder, callbacks_for
@@ -42,8 +43,10 @@ def fit(
     folder = out / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     stop, *others = callbacks_for(folder, run.checkpoint_every)
-    # buffers hold ids and codebooks: they are copied, an average of them would be none
-    averaging = [EMAWeightAveraging(decay=run.ema_decay, use_buffers=False)] if run.ema_decay else []
+    # buffers hold ids and codebooks: they are copied, an average of them would be none; this function keeps what does
+    # not change to the bit, as Lightning's EMAWeightAveraging does not
+    average = get_ema_multi_avg_fn(run.ema_decay)
+    averaging = [WeightAveraging(use_buffers=False, multi_avg_fn=average)] if run.ema_decay else []
     bar = RichProgressBar() if sys.stderr.isatty() else ProgressLines()
     validated = run.validate_every if data.held_out is not None else 0
     checkpoint = newest(folder)

@@ -42,8 +42,14 @@ def train_image_tokenizer(  # noqa: PLR0913  (one argument a section of the conf
     Returns the exit code: 0 when the run is complete.
 
     Raises:
-        ValueError: the shards hold too many bad pictures, or the size does not fit the tokenizer.
+        ValueError: the shards hold too many bad pictures, or the size does not fit the tokenizer, or steps are to be
+            computed in pieces.
     """
+    if run.accumulate != 1:
+        raise ValueError(
+            f"run.accumulate must be 1 for image tokenizers, whose codebooks learn from whole batches, got "
+            f"{run.accumulate}; lower run.batch_size instead."
+        )
     factor = tokenizer.config.down_sampling
     if losses.size % factor:
         raise ValueError(

@@ -8,9 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 
+from anymodal.learning.accumulation import add_up, split_rows
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
-from anymodal.learning.optimizer import build_optimizer, rate_at
+from anymodal.learning.optimizer import Trained, build_optimizer, rate_at, trainable
+from anymodal.learning.stages import trained_of
 from anymodal.model.loss import TokenLoss
 from anymodal.model.unified import AnyModal
 from anymodal.tokens.batch import IGNORE, Batch
@@ -29,11 +32,15 @@ class Objective(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and its schedule over steps."""
-        optimizer = build_optimizer(self, self.optimizer_config)
+        optimizer = build_optimizer(self.trained(), self.optimizer_config)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: rate_at(step, self.optimizer_config, self.run.steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def trained(self) -> list[Trained]:
+        """Return what learns, and at which rate."""
+        return trainable(self)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout by (seed, step, rank), so that a resumed run repeats an uninterrupted one."""
@@ -69,42 +76,68 @@ def clip_or_drop(optimizer: Any, limit: float) -> Float[Tensor, ""]:
 
 
 class UnifiedObjective(Objective):
-    """Sum of the losses of text and image ids, each over its own targets on all ranks."""
+    """Sum of the losses of text and image ids, each over its own targets on all ranks and in all pieces of a step."""
 
     def __init__(self, model: AnyModal, *, stage: StageConfig, optimizer: OptimizerConfig, run: RunConfig) -> None:
         """Train `model` as `stage` says."""
         super().__init__(optimizer, run)
         self.model, self.stage = model, stage
 
+    def trained(self) -> list[Trained]:
+        """Return the parts that the stage trains."""
+        return trained_of(self.model, self.stage)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
-        """Return the loss of a packed batch."""
+        """Return the loss of a packed batch; where it is computed in pieces, of the last, the others' gradients are in.
+
+        A data-parallel engine waits for the gradients of the loss that is returned, and then sends those of all pieces.
+        """
+        self.zero_grad()
         noised = with_code_noise(batch, self.model.code_of, self.stage.code_noise)
-        losses = self.model(noised).losses
-        loss = self._combine(losses)
-        self._log_losses("train", losses, loss)
+        counts = self._target_counts(batch)
+        *before, last = split_rows(noised, self.run.accumulate)
+        sums, total = [], torch.zeros((), device=self.device)
+        for piece in before:
+            sums.append(self.model(piece).losses)
+            loss = self._combine(sums[-1], counts)
+            with torch.autocast(self.device.type, enabled=False):
+                loss.backward()
+            total = total + loss.detach()
+        sums.append(self.model(last).losses)
+        loss = self._combine(sums[-1], counts)
+        self._log_losses("train", add_up(sums), total + loss)
         self.log("tokens", float(batch.num_tokens), reduce_fx="sum")
         return loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Keep the gradients of the first pieces, which Lightning would clear; `training_step` cleared older ones."""
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses of a held-out batch."""
         losses = self.model(batch).losses
-        self._log_losses("held_out", losses, self._combine(losses))
+        self._log_losses("held_out", losses, self._combine(losses, self._target_counts(batch)))
 
-    def _combine(self, losses: dict[str, TokenLoss]) -> Float[Tensor, ""]:
+    def _target_counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Count the targets of each modality on all ranks."""
+        wanted = batch.targets[batch.targets != IGNORE]
+        is_code = self.model.code_of[wanted] >= 0
+        counts = torch.stack([(~is_code).sum(), is_code.sum()])
+        if self._world > 1:
+            counts = torch.as_tensor(self.all_gather(counts)).sum(0)
+        return {"text": counts[0], "image": counts[1]}
+
+    def _combine(self, losses: dict[str, TokenLoss], counts: dict[str, Tensor]) -> Float[Tensor, ""]:
+        """Weigh sums by what a target is worth; the engine will average over ranks."""
         weights = {"text": self.stage.text_weight, "image": self.stage.image_weight}
         loss = torch.zeros((), device=self.device)
         for name, part in losses.items():
             total = part.total + self.stage.z_loss * part.z_total
-            loss = loss + weights[name] * total * self._world_share(part.count)
+            loss = loss + weights[name] * total * (self._world / counts[name].to(total.dtype).clamp(min=1))
         return loss
 
-    def _world_share(self, count: Tensor) -> Float[Tensor, ""]:
-        """Return what a sum here is worth: ranks are averaged by the engine, targets are counted over all of them."""
-        world = self.trainer.world_size if self._trainer is not None else 1
-        over_all = count.float()
-        if world > 1:
-            over_all = torch.as_tensor(self.all_gather(over_all)).sum()
-        return world / over_all.clamp(min=1)
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size if self._trainer is not None else 1
 
     def _log_losses(self, name: str, losses: dict[str, TokenLoss], loss: Tensor) -> None:
         shown = name == "train"

@@ -1,7 +1,8 @@
-"""The optimizer: AdamW, and Muon for matrices."""
+"""The optimizer: AdamW, and Muon for matrices, at a rate of its own for every part."""
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -75,25 +76,77 @@ def orthogonalise(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows 
     return x.mT if tall else x
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """Group the trainable parameters of `module`: biases, norms and embeddings are not decayed."""
-    matrices, decayed, plain = [], [], []
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if parameter.ndim < 2 or "embedding" in name:
-            plain.append(parameter)
-        elif config.name == "muon" and parameter.ndim == 2 and "blocks." in name:
-            matrices.append(parameter)
+class RowsOf(nn.Parameter):
+    """Rows of a matrix that learn apart from its other rows; values and gradient are the matrix's own memory.
+
+    >>> matrix = nn.Parameter(torch.zeros(3, 2))
+    >>> rows = RowsOf(matrix, 1, 2)
+    >>> matrix.sum().backward()
+    >>> torch.optim.SGD([rows], lr=1.0).step()
+    >>> matrix.tolist()
+    [[0.0, 0.0], [-1.0, -1.0], [0.0, 0.0]]
+    """
+
+    matrix: nn.Parameter
+    block: slice
+
+    def __new__(cls, matrix: nn.Parameter, start: int, end: int) -> "RowsOf":
+        """Take the rows [`start`, `end`).
+
+        Raises:
+            ValueError: the matrix is spread over devices.
+        """
+        rows = super().__new__(cls, matrix.detach()[start:end])
+        if type(rows) is not cls:
+            kind = type(matrix.data).__name__
+            raise ValueError(
+                f"rows of a matrix train apart only where it lies on one device whole, got a {kind}; "
+                "train without sharding, or all rows at one rate."
+            )
+        rows.matrix, rows.block = matrix, slice(start, end)
+        return rows
+
+    @property
+    def grad(self) -> Tensor | None:
+        """What the matrix has of a gradient in these rows."""
+        return None if self.matrix.grad is None else self.matrix.grad[self.block]
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is None:
+            self.matrix.grad = None
         else:
-            decayed.append(parameter)
-    flag = {"matrix": True} if config.name == "muon" else {}
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, **flag},
-        {"params": decayed},
-        {"params": plain, "weight_decay": 0.0},
+            assert self.matrix.grad is not None, "rows have a gradient where their matrix has one"
+            self.matrix.grad[self.block] = value
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A parameter that learns, and the factor on its learning rate."""
+
+    name: str
+    parameter: nn.Parameter
+    rate: float = 1.0
+
+
+def trainable(module: nn.Module) -> list[Trained]:
+    """Return all that is not frozen, at one rate."""
+    return [Trained(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def build_optimizer(trained: Iterable[Trained], config: OptimizerConfig) -> Optimizer:
+    """Group parameters by rate and kind: biases, norms and embeddings are not decayed."""
+    groups: dict[tuple[float, str], list[nn.Parameter]] = {}
+    for each in trained:
+        groups.setdefault((each.rate, _kind(each, config)), []).append(each.parameter)
+    options: dict[str, dict[str, Any]] = {"matrices": {"matrix": True}, "decayed": {}, "plain": {"weight_decay": 0.0}}
+    rates = sorted({rate for rate, _ in groups}, reverse=True)
+    filled: list[dict[str, Any]] = [
+        {"params": groups[rate, kind], "lr": config.learning_rate * rate, **options[kind]}
+        for rate in rates
+        for kind in options
+        if (rate, kind) in groups
     ]
-    filled = [group for group in groups if group["params"]]
     if config.name == "muon":
         return MuonAdamW(filled, config)
     return torch.optim.AdamW(
@@ -104,6 +157,14 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> Optimizer:
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def _kind(trained: Trained, config: OptimizerConfig) -> str:
+    if trained.parameter.ndim < 2 or "embedding" in trained.name:
+        return "plain"
+    if config.name == "muon" and trained.parameter.ndim == 2 and "blocks." in trained.name:
+        return "matrices"
+    return "decayed"
 
 
 def rate_at(step: int, config: OptimizerConfig, steps: int) -> float:

@@ -18,7 +18,8 @@ from anymodal.learning.callbacks import Best, Showing
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
 from anymodal.learning.fitting import fit
 from anymodal.learning.objective import UnifiedObjective
-from anymodal.model.config import AnyModalConfig
+from anymodal.learning.stages import only_training, trained_of
+from anymodal.model.config import AnyModalConfig, UnderstandingConfig
 from anymodal.model.folder import ModelFolder
 from anymodal.model.unified import AnyModal
 from anymodal.tokens.config import ChatTemplate, PictureLayout
@@ -48,8 +49,9 @@ def train_unified(
     Returns the exit code: 0 when the run is complete.
 
     Raises:
-        ValueError: the shards do not fit the model, or hold too many bad samples.
+        ValueError: the stage or the shards do not fit the model, or the shards hold too many bad samples.
     """
+    num_trained = sum(each.parameter.numel() for each in trained_of(parts.model, stage))
     pl.seed_everything(run.seed, verbose=False)
     train = _batches(parts, data, data.train, stage, run)
     held_out = None
@@ -59,8 +61,8 @@ def train_unified(
         held_out = _batches(parts, data, data.held_out, plain, checked)
     objective = UnifiedObjective(parts.model, stage=stage, optimizer=optimizer, run=run)
     log.info(
-        "%s parameters, %d samples, %d steps of %d documents",
-        f"{num_parameters(parts.model):,}", len(train.index), run.steps, run.batch_size,
+        "%s parameters, of which %s train, %d samples, %d steps of %d documents",
+        f"{num_parameters(parts.model):,}", f"{num_trained:,}", len(train.index), run.steps, run.batch_size,
     )  # fmt: skip
 
     def save(_: pl.LightningModule, loss: float) -> None:
@@ -71,7 +73,8 @@ def train_unified(
     if show is not None and run.sample_every:
         callbacks.append(Showing(run.sample_every, show))
     steps = StepData(train, held_out, data.num_workers)
-    code = fit(objective, steps, run=run, out=out, callbacks=callbacks)
+    with only_training(parts.model, stage):
+        code = fit(objective, steps, run=run, out=out, callbacks=callbacks)
     for reason, count in sorted(steps.skipped.items()):
         log.warning("skipped %d samples: %s", count, reason)
     if held_out is None or not (out / "model").is_dir():
@@ -90,7 +93,7 @@ def _batches(parts: ModelFolder, data: DataConfig, shards: str, stage: StageConf
     reading = Reading(
         fingerprint=parts.image_tokenizer.fingerprint,
         look_size=understanding.image_size if understanding else None,
-        look_fit=understanding.fit if understanding else "pad",
+        look_fit=(understanding or UnderstandingConfig()).fit,
         prompt_dropout=stage.prompt_dropout,
         questions_per_picture=stage.questions_per_picture,
     )
@@ -107,8 +110,7 @@ def _batches(parts: ModelFolder, data: DataConfig, shards: str, stage: StageConf
         index,
         encoder=encoder,
         reading=reading,
-        ratios=stage.ratios,
-        seq_len=stage.seq_len,
+        stage=stage,
         order={"batch_size": run.batch_size, "seed": run.seed, "steps": run.steps, "cache_shards": data.cache_shards},
     )
 

@@ -12,7 +12,8 @@ class TransformerConfig:
 
     `norm_position`: "pre" normalises the input of each half block (Llama, Emu3, Janus, Chameleon-7B), "swin" its output
     (Chameleon-34B, arXiv:2405.09818 section 2.2). `qk_norm`: "layer" is a LayerNorm with weights of its own for every
-    head (Chameleon), "rms" an RMSNorm that heads share (Qwen3).
+    head (Chameleon), "rms" an RMSNorm that heads share (Qwen3). `attention_bias` is that of queries, keys and values,
+    and of what leads out of the heads unless `output_bias` is false (Qwen2).
     """
 
     dim: int = 256
@@ -27,6 +28,7 @@ class TransformerConfig:
     rope_theta: float = 10000.0
     max_seq_len: int = 1024
     attention_bias: bool = False
+    output_bias: bool = True
     mlp_bias: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0

@@ -135,7 +135,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(config.dim, heads * width, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.dim, kv_heads * width, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.dim, kv_heads * width, bias=config.attention_bias)
-        self.o_proj = nn.Linear(heads * width, config.dim, bias=config.attention_bias)
+        self.o_proj = nn.Linear(heads * width, config.dim, bias=config.attention_bias and config.output_bias)
         self.q_norm, self.k_norm = (_qk_norm(config, count) for count in (heads, kv_heads))
 
     def forward(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from anymodal.model.folder import ModelFolder, Origin
-from anymodal.tokens.tensors import MAX_HEADER_BYTES
+from anymodal.tokens.files import check_within, read_bytes
 from anymodal.tokens.text import TextTokenizer
 from anymodal.tokens.weights import read_json
 
@@ -19,6 +19,8 @@ SIDE_FILES = (
     "processor_config.json", "preprocessor_config.json", "generation_config.json",
 )  # fmt: skip
 """What travels with the weights and is given back unchanged."""
+
+MAX_SIDE_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -51,23 +53,24 @@ class PublishedFolder:
         """
         inside = self.json("processor_config.json").get("image_processor")
         found = inside if isinstance(inside, Mapping) else self.json("preprocessor_config.json")
-        mean, deviation = (found.get(key) or (0.5,) for key in ("image_mean", "image_std"))
-        if {*mean} != {*deviation} or {*mean} not in ({0.5}, {1.0}):
+        mean, deviation = (found.get(key) or [0.5] * 3 for key in ("image_mean", "image_std"))
+        if mean != deviation or mean not in ([0.5] * 3, [1.0] * 3):
             raise ValueError(
-                f"the image processor of {self.path} must have image_mean and image_std 0.5, or both 1, got "
-                f"{list(mean)} and {list(deviation)}, which would need pixels of another range than [-1, 1]."
+                f"the image processor of {self.path} must have image_mean and image_std 0.5, or both 1, for red, green "
+                f"and blue, got {mean} and {deviation}, which would need pixels of another range than [-1, 1]."
             )
         return found
 
     def origin(self, layout: str) -> Origin:
-        """Keep what `save_pretrained` gives back unchanged."""
+        """Keep what `save_pretrained` gives back unchanged.
+
+        Raises:
+            ValueError: a file is too large to be what its name says, or a link out of the folder, perhaps to a secret.
+        """
         files = {name: self.path / name for name in SIDE_FILES if (self.path / name).is_file()}
-        too_large = [name for name, path in files.items() if path.stat().st_size > 10 * MAX_HEADER_BYTES]
-        if too_large:
-            raise ValueError(
-                f"{self.path / too_large[0]} is too large to be what its name says; the folder is hostile."
-            )
-        return Origin(layout, self.config, {name: path.read_bytes() for name, path in files.items()})
+        for path in files.values():
+            check_within(path)
+        return Origin(layout, self.config, {name: read_bytes(path, MAX_SIDE_BYTES) for name, path in files.items()})
 
     def roles(self, tokenizer: TextTokenizer, wanted: Mapping[str, Sequence[str]]) -> dict[str, int]:
         """Return the id of every role: the first of its candidates that the folder's tokenizer has.

@@ -7,6 +7,8 @@ from functools import cache
 
 from torch import Tensor, nn
 
+from anymodal.tokens.tensors import misfit
+
 Change = Callable[[Tensor], Tensor]
 
 
@@ -28,6 +30,10 @@ class Rule:
     theirs: str
     read: Change = _same
     write: Change = _same
+
+    def __post_init__(self) -> None:
+        """Check that what stands for `*` has a place on either side."""
+        assert self.ours.count("*") == self.theirs.count("*"), f"{self.ours} and {self.theirs} differ in their *"
 
     def to_theirs(self, name: str) -> str | None:
         """Return what they call our tensor `name`, None where this line does not speak of it."""
@@ -81,21 +87,26 @@ class Names:
         """Fill `module`, which may be on the meta device, with their tensors; nothing is copied that need not be.
 
         Raises:
-            ValueError: a tensor is missing, of another shape, or unknown; theirs are named.
+            ValueError: a tensor is missing, of another shape or type, or unknown; theirs are named.
         """
         state: dict[str, Tensor] = {}
-        missing, shapes, used = list[str](), list[str](), set[str]()
+        missing, others, used = list[str](), list[str](), set[str]()
         for ours, expected in module.state_dict().items():
             theirs, rule = self.find(ours)
             if theirs not in tensors:
                 missing.append(theirs)
                 continue
             used.add(theirs)
-            state[ours] = rule.read(tensors[theirs])
-            if state[ours].shape != expected.shape:
-                shapes.append(f"{theirs}: expected {list(expected.shape)}, got {list(state[ours].shape)}")
+            stored = tensors[theirs]
+            try:
+                state[ours] = rule.read(stored)
+            except (IndexError, RuntimeError) as error:
+                others.append(f"{theirs}: {list(stored.shape)} cannot become {list(expected.shape)} ({error})")
+                continue
+            if wrong := misfit(expected, state[ours]):
+                others.append(f"{theirs}: {wrong}")
         unknown = [name for name in tensors if name not in used and not self._is_ignored(name)]
-        _refuse(where, missing, unknown, shapes)
+        _refuse(where, missing, unknown, others)
         module.load_state_dict(state, assign=True)
 
     def write(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -122,15 +133,19 @@ def under(ours: str, theirs: str, rules: Sequence[Rule]) -> list[Rule]:
 
 def linear_of_conv(ours: str, theirs: str) -> list[Rule]:
     """Return the rules of a linear map that they hold as a 1 x 1 convolution."""
-    weight = Rule(f"{ours}.weight", f"{theirs}.weight", lambda t: t[:, :, 0, 0], lambda t: t[:, :, None, None])
+    weight = Rule(f"{ours}.weight", f"{theirs}.weight", _without_sides, lambda t: t[:, :, None, None])
     return [weight, Rule(f"{ours}.bias", f"{theirs}.bias")]
 
 
-def _refuse(where: str, missing: Sequence[str], unknown: Sequence[str], shapes: Sequence[str]) -> None:
+def _without_sides(weight: Tensor) -> Tensor:
+    """Drop the sides of a 1 x 1 kernel; of another kernel they stay, so that its shape is refused."""
+    return weight.squeeze(-1).squeeze(-1)
+
+
+def _refuse(where: str, missing: Sequence[str], unknown: Sequence[str], others: Sequence[str]) -> None:
     problems = [f"missing tensors {list(missing)[:5]}"] * bool(missing)
     problems += [f"unknown tensors {list(unknown)[:5]}"] * bool(unknown)
-    problems += [f"other shapes ({'; '.join(list(shapes)[:5])})"] * bool(shapes)
+    problems += [f"other shapes or types ({'; '.join(list(others)[:5])})"] * bool(others)
     if problems:
         listed = ", ".join(problems)
         raise ValueError(f"{where} does not fit its config: {listed}; use the files of one model together.")
-

@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 from anymodal.model.folder import ModelFolder
-from anymodal.published import janus, janus_original
+from anymodal.published import chameleon, chameleon_meta, emu3, janus, janus_original, llamagen
 from anymodal.published.layout import Layout, PublishedFolder
 from anymodal.tokens.image import ImageTokenizer
 
 LAYOUTS: dict[str, Layout] = {
-    part.LAYOUT.name: part.LAYOUT for part in (janus, janus_original)
+    part.LAYOUT.name: part.LAYOUT for part in (chameleon, chameleon_meta, emu3, janus, janus_original)
 }
 
 
@@ -37,14 +37,18 @@ def load_published(path: Path, *, allow_pickle: bool = False) -> ModelFolder:
 
 
 def load_image_tokenizer(path: Path, *, allow_pickle: bool = False) -> ImageTokenizer:
-    """Read an image tokenizer: from a folder of its own, or from a model folder of any known layout.
+    """Read an image tokenizer: from a folder of its own, a model folder of any known layout, or a file of LlamaGen.
 
     Raises:
         ValueError: there is none, or its folder is broken.
     """
+    if path.is_file():
+        return llamagen.load_image_tokenizer(path, allow_pickle=allow_pickle)
     folder = PublishedFolder.open(path, allow_pickle=allow_pickle)
     if "format" in folder.config:
         return ImageTokenizer.from_pretrained(path / "image_tokenizer")
+    if folder.config.get("model_type") == emu3.IMAGE_TOKENIZER:
+        return emu3.load_image_tokenizer(path, allow_pickle=allow_pickle)
     layout = layout_of(folder)
     return ImageTokenizer.from_pretrained(path) if layout is None else layout.load(folder).image_tokenizer
 

@@ -65,8 +65,11 @@ class ChatTemplate:
         system: what stands behind `begin` where no picture is drawn.
         before_answer: what stands before the text of an assistant's turn and is written by the model; carries loss.
         beside_look: what parts a looked-at picture from what stands beside it in a turn.
-        unconditional: what a drawing is guided away from: the empty prompt (`empty`), or the prompt with all ids but
-            BOS and BOI exchanged for padding (`padded`, Janus).
+        answered: what closes an assistant's turn that another turn follows, without loss; empty for its usual closing.
+        drawing: a document that draws is made of turns as any other (`turns`), or of its parts alone, closed as an
+            assistant's turn is (`bare`, Emu3).
+        unconditional: what a drawing is guided away from: the empty prompt (`empty`), the prompt with all ids but BOS
+            and BOI exchanged for padding (`padded`, Janus), or `begin` and BOI alone (`bare`, Chameleon).
 
     Raises:
         ValueError: an entry that is not a string or is empty.
@@ -82,11 +85,13 @@ class ChatTemplate:
     system: tuple[str, ...] = ()
     before_answer: str = ""
     beside_look: str = ""
-    unconditional: Literal["empty", "padded"] = "empty"
+    answered: tuple[str, ...] = ()
+    drawing: Literal["turns", "bare"] = "turns"
+    unconditional: Literal["empty", "padded", "bare"] = "empty"
 
     def __post_init__(self) -> None:
         """Refuse entries that are not text and freeze the lists that a file gives."""
-        for name in ("begin", "plain_end", "system"):
+        for name in ("begin", "plain_end", "system", "answered"):
             object.__setattr__(self, name, _entries(getattr(self, name), name))
         for name in ("user", "assistant"):
             around = getattr(self, name)

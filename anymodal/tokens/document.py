@@ -97,10 +97,14 @@ class DocumentEncoder:
         self._tail = [vocabulary.special("eof"), self._eoi] if layout.kind == "rows" else [self._eoi]
         self._eol = vocabulary.special("eol") if layout.kind == "rows" else None
         self._begin, self._plain_end = self._resolve(template.begin), self._resolve(template.plain_end)
-        self._system = self._resolve(template.system)
+        self._system, self._answered = self._resolve(template.system), self._resolve(template.answered)
         self._around = {
             "user": (self._resolve(template.user[0]), self._resolve(template.user[1])),
             "assistant": (self._resolve(template.assistant[0]), self._resolve(template.assistant[1])),
+        }
+        self._bare: dict[str, tuple[list[int | str], list[int | str]]] = {
+            "user": ([], []),
+            "assistant": ([], self._around["assistant"][1]),
         }
 
     def encode(self, document: Document, *, complete: bool = True) -> TokenSequence:
@@ -127,8 +131,13 @@ class DocumentEncoder:
         Raises:
             ValueError: the template guides away from the empty prompt: write that with `prompt_image`.
         """
+        if self.template.unconditional == "bare":
+            writer = _Writer(self)
+            writer.template(self._begin, loss=False)
+            writer.add([self._boi], loss=False)
+            return writer.sequence()
         if self.template.unconditional != "padded":
-            raise ValueError("this template guides away from the empty prompt; write it with prompt_image([\"\"])")
+            raise ValueError('this template guides away from the empty prompt; write it with prompt_image([""])')
         kept = torch.tensor([self.vocabulary.special("bos"), self._boi])
         ids = torch.where(torch.isin(prompt.ids, kept), prompt.ids, self.vocabulary.special("pad"))
         return TokenSequence(ids, prompt.loss, ())
@@ -154,17 +163,21 @@ class DocumentEncoder:
         writer = _Writer(self)
         writer.template(self._begin, loss=False)
         entries = as_turns(document, complete=complete)
-        if not draws and not any(isinstance(part, Draw) for entry in entries for part in _parts_of(entry)):
+        draws = draws or any(isinstance(part, Draw) for entry in entries for part in _parts_of(entry))
+        around = self._bare if draws and self.template.drawing == "bare" else self._around
+        if not draws:
             writer.template(self._system, loss=False)
         for number, entry in enumerate(entries):
             if not isinstance(entry, Turn):
                 writer.part(entry, loss=True)
                 continue
-            opening, closing = self._around[entry.role]
-            answers = entry.role == "assistant"
+            opening, closing = around[entry.role]
+            answers, last = entry.role == "assistant", number == len(entries) - 1
             writer.template(opening, loss=False)
             self._write_turn(writer, entry)
-            if complete or number < len(entries) - 1:
+            if answers and not last and self._answered:
+                writer.template(self._answered, loss=False)
+            elif complete or not last:
                 writer.template(closing, loss=answers)
         if not isinstance(entries[0], Turn):
             writer.template(self._plain_end, loss=True)

@@ -16,6 +16,9 @@ from anymodal.tokens.vocabulary import Vocabulary
 UNBOUNDED = 1 << 40
 """`steps_left` of a state from which text may go on for ever."""
 
+MAX_STATES = 1 << 18
+"""How many states the grids of a layout may take where a model may choose among them."""
+
 STRUCTURE = ("boi", "eoi", "img", "eol", "eof", "eos")
 """Specials that a model writes itself; no other special may be generated."""
 
@@ -112,16 +115,19 @@ def compile_grammar(
         layout: how a picture is written.
         want: what is generated.
         text_tokenizer: spells the headers of `rows`; where given, only its own ids count as text.
-        size: the one allowed grid (rows, columns); None allows all of the layout.
+        size: the one allowed grid (rows, columns); None allows those of the layout, only the first ones where all
+            together take more than `MAX_STATES` states.
 
     Raises:
         ValueError: the layout lacks `size`, `rows` came without a text tokenizer, or a special is missing.
     """
     if want not in ("text", "image", "any"):
         raise ValueError(f"want must be 'text', 'image' or 'any', not {want!r}")
-    sizes = layout.sizes if size is None else (size,)
-    if not set(sizes) <= set(layout.sizes):
-        raise ValueError(f"this layout holds pictures of {_spell(layout.sizes)} codes, not of {_spell(sizes)}")
+    if size is not None and size not in layout.sizes:
+        raise ValueError(
+            f"this layout holds pictures of {spell_sizes(layout.sizes)} codes, not of {spell_sizes([size])}"
+        )
+    sizes = _first_of(layout.sizes) if size is None else (size,)
     headers: dict[tuple[int, int], list[int]] = {}
     if layout.kind == "rows" and want != "text":
         if text_tokenizer is None:
@@ -183,6 +189,16 @@ def header_text(size: tuple[int, int]) -> str:
     return f"{rows}*{columns}"
 
 
+def spell_sizes(sizes: Sequence[tuple[int, int]], *, by: str = "x", most: int = 8) -> str:
+    """List grids for a message, the first ones where there are many.
+
+    >>> spell_sizes([(90, 60), (60, 90), (75, 75)], most=2)
+    '90x60, 60x90 and 1 more'
+    """
+    listed = ", ".join(by.join(map(str, size)) for size in sizes[:most])
+    return listed if len(sizes) <= most else f"{listed} and {len(sizes) - most} more"
+
+
 def _classes(
     vocabulary: Vocabulary, headers: Iterable[Sequence[int]], text_tokenizer: TextTokenizer | None
 ) -> tuple[Tensor, tuple[str, ...]]:
@@ -226,8 +242,16 @@ def _names(grammar: Grammar, column: Tensor) -> list[str]:
     return [grammar.class_names[index] for index in column.tolist()]
 
 
-def _spell(sizes: Sequence[tuple[int, ...]]) -> str:
-    return ", ".join("x".join(map(str, size)) for size in sizes)
+def _first_of(sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+    """Give as many of the first grids as `MAX_STATES` allows, at least one; grids of one width share states."""
+    tallest: dict[int, int] = {}
+    states = 0
+    for number, (rows, columns) in enumerate(sizes):
+        states += max(rows - tallest.get(columns, 0), 0) * (columns + 1)
+        if number and states > MAX_STATES:
+            return sizes[:number]
+        tallest[columns] = max(rows, tallest.get(columns, 0))
+    return sizes
 
 
 class _Builder:

@@ -108,6 +108,12 @@ class TextTokenizer:
         """Give the text of ids; specials are left out, bytes that are not UTF-8 become U+FFFD."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
+    def with_specials(self, names: Sequence[str]) -> "TextTokenizer":
+        """Return this tokenizer with control tokens for role names; those that it has keep their ids."""
+        grown = Tokenizer.from_str(self._tokenizer.to_str())
+        grown.add_special_tokens([AddedToken(f"<{name}>", special=True, normalized=False) for name in names])
+        return TextTokenizer(grown)
+
     def id_of(self, piece: str) -> int | None:
         """Give the id of a token in the spelling of the tokenizer's file, None where it has none."""
         index: int | None = self._tokenizer.token_to_id(piece)

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from anymodal.tokens.tensors import TensorFiles
+from anymodal.tokens.files import read_object
+from anymodal.tokens.tensors import TensorFiles, misfit
 
 WEIGHTS = "model.safetensors"
 
@@ -44,20 +45,17 @@ def load_weights(module: nn.Module, folder: Path) -> None:
     """
     found = TensorFiles.of_folder(folder)
     expected = module.state_dict()
-    _check_tensors(folder / WEIGHTS, expected, {name: tuple(tensor.shape) for name, tensor in found.items()})
+    _check_tensors(folder / WEIGHTS, expected, found)
     module.load_state_dict({name: found[name] for name in expected}, assign=True)
 
 
-def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> None:
+def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     missing = sorted(set(expected) - set(found))
     unknown = sorted(set(found) - set(expected))
-    shapes = [
-        f"{name}: expected {list(expected[name].shape)}, got {list(found[name])}"
-        for name in sorted(set(expected) & set(found))
-        if tuple(expected[name].shape) != found[name]
-    ]
+    both = sorted(set(expected) & set(found))
+    others = [f"{name}: {wrong}" for name in both if (wrong := misfit(expected[name], found[name]))]
     problems = [f"missing tensors {missing[:5]}"] * bool(missing) + [f"unknown tensors {unknown[:5]}"] * bool(unknown)
-    problems += [f"other shapes ({'; '.join(shapes[:5])})"] * bool(shapes)
+    problems += [f"other shapes or types ({'; '.join(others[:5])})"] * bool(others)
     if problems:
         raise ValueError(
             f"{path} does not fit its config.json: {', '.join(problems)}; use the files of one model together."
@@ -68,17 +66,9 @@ def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object.
 
     Raises:
-        ValueError: the file is missing or holds no JSON object.
+        ValueError: the file is missing, too large, or holds no JSON object.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; a model folder needs it.")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON ({error}).") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}.")
-    return data
+    return read_object(path)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

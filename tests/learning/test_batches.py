@@ -14,7 +14,8 @@ from anymodal.data.index import BadSample, ShardIndex
 from anymodal.data.samples import Reading
 from anymodal.data.shards import Sample, write_shards
 from anymodal.learning.batches import Deliveries, DocumentBatches, PictureBatches, StepData, StepSampler, check_codes
-from anymodal.learning.config import Ratios
+from anymodal.learning.config import StageConfig
+from anymodal.tokens.batch import IGNORE
 from anymodal.tokens.document import DocumentEncoder
 
 ORDER = {"batch_size": 6, "seed": 7, "steps": 5}
@@ -33,8 +34,7 @@ def make(toy: Any, shards: str = "", **order: int) -> DocumentBatches:
         ShardIndex.open(shards or toy.coded),
         encoder=encoder,
         reading=Reading(fingerprint=parts.image_tokenizer.fingerprint, look_size=16, prompt_dropout=0.5),
-        ratios=Ratios(),
-        seq_len=256,
+        stage=StageConfig(seq_len=256),
         order={**ORDER, **order},
     )
 
@@ -106,7 +106,7 @@ def test_counts_and_mistakes_reach_the_training_process(toy: Any, tmp_path: Path
     assert set(data.skipped) == {"no codes", "no question"}
     assert data.val_dataloader() == []
     long = make(toy)
-    long.seq_len = 8
+    long.stage = replace(long.stage, seq_len=8)
     with pytest.raises(ValueError, match="^a document has"):
         data.on_before_batch_transfer(Deliveries(long)[0], 0)
     assert data.on_before_batch_transfer("as it is", 0) == "as it is"
@@ -116,6 +116,24 @@ def test_a_resumed_sampler_says_the_length_of_the_run() -> None:
     sampler = StepSampler(3, 6)
     assert list(sampler) == [3, 4, 5]
     assert len(sampler) == 6
+
+
+def test_prompts_are_targets_where_the_stage_says_so(toy: Any) -> None:
+    plain, labelled = make(toy), make(toy)
+    labelled.stage = replace(labelled.stage, label_prompt=True)
+    batch, more = plain[0], labelled[0]
+    assert torch.equal(batch.ids, more.ids), "the ids stay the same"
+    assert batch.documents is not None
+    kept = batch.targets != IGNORE
+    assert torch.equal(more.targets[kept], batch.targets[kept])
+    special = toy.parts().model.vocabulary.special
+    added = set(more.targets[(more.targets != IGNORE) & ~kept].tolist())
+    assert special("user") in added
+    assert not added & {special(name) for name in ("bos", "boi", "eoi", "look", "pad")}
+    following = torch.roll(batch.ids, -1, 1)
+    same_document = batch.documents == torch.roll(batch.documents, -1, 1)
+    silent = (more.targets == IGNORE) & same_document & (batch.documents >= 0)
+    assert set(following[silent].tolist()) == {special("boi"), special("look"), special("eoi")}
 
 
 def test_codes_are_checked_in_every_shard(toy: Any) -> None:

@@ -52,6 +52,11 @@ def test_halves_equal_the_whole(toy: Any, tmp_path: Path, losses: dict[str, Any]
     assert halves.fingerprint == whole.fingerprint
 
 
+def test_a_step_in_pieces_is_refused(toy: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run.accumulate must be 1 for image tokenizers.* got 2; lower run.batch_size"):
+        train(toy, tmp_path, replace(RUN, accumulate=2))
+
+
 def test_a_size_that_does_not_fit_is_refused(toy: Any, tmp_path: Path) -> None:
     tokenizer = ImageTokenizer(ImageTokenizerConfig(channels=(32,), patch=4))
     with pytest.raises(ValueError, match="losses.size must be a multiple of the tokenizer's down-sampling 4, got 30"):

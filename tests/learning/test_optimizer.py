@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from anymodal.learning.config import OptimizerConfig
-from anymodal.learning.optimizer import MuonAdamW, build_optimizer, orthogonalise, rate_at
+from anymodal.learning.optimizer import MuonAdamW, RowsOf, Trained, build_optimizer, orthogonalise, rate_at, trainable
 
 
 class Net(nn.Module):
@@ -70,7 +70,7 @@ def test_singular_values_are_pushed_towards_one(shape: tuple[int, int]) -> None:
 def test_groups_say_what_is_decayed(name: Any) -> None:
     net = Net()
     net.head.bias.requires_grad = False
-    optimizer = build_optimizer(net, OptimizerConfig(name=name))
+    optimizer = build_optimizer(trainable(net), OptimizerConfig(name=name))
     names = {id(parameter): name for name, parameter in net.named_parameters()}
 
     def named(parameters: Iterable[nn.Parameter]) -> set[str]:
@@ -90,7 +90,7 @@ def test_groups_say_what_is_decayed(name: Any) -> None:
 def test_a_parameter_without_gradient_stays(name: Any) -> None:
     net = Net()
     before = [parameter.detach().clone() for parameter in net.parameters()]
-    build_optimizer(net, OptimizerConfig(name=name)).step()
+    build_optimizer(trainable(net), OptimizerConfig(name=name)).step()
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
@@ -104,3 +104,50 @@ def test_the_rate_rises_and_falls() -> None:
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
     constant = OptimizerConfig(warmup_steps=0, schedule="constant")
     assert {rate_at(step, constant, 5) for step in range(9)} == {1.0}
+
+
+def test_rows_share_memory_and_gradient_with_their_matrix() -> None:
+    matrix = nn.Parameter(torch.arange(8.0).view(4, 2))
+    rows = RowsOf(matrix, 1, 3)
+    assert rows.grad is None
+    (matrix * matrix).sum().backward()
+    assert rows.grad is not None
+    assert torch.equal(rows.grad, torch.tensor([[4.0, 6.0], [8.0, 10.0]]))
+    before = matrix.detach().clone()
+    optimizer = build_optimizer([Trained("head.weight", rows, 0.5)], OptimizerConfig(weight_decay=0.3))
+    assert optimizer.param_groups[0]["lr"] == 0.0005
+    torch.nn.utils.clip_grad_norm_([rows], 1.0)
+    assert float(rows.grad.norm()) == pytest.approx(1.0, abs=1e-5)
+    optimizer.step()
+    assert bool((matrix[1:3] < before[1:3]).all())
+    assert torch.equal(matrix[[0, 3]], before[[0, 3]])
+    optimizer.zero_grad()
+    assert matrix.grad is None
+
+
+def test_rows_of_a_matrix_that_is_spread_are_refused() -> None:
+    class Spread(torch.Tensor):
+        pass
+
+    matrix = nn.Parameter(torch.zeros(4, 2).as_subclass(Spread))
+    with pytest.raises(ValueError, match="lies on one device whole, got a Spread; train without sharding"):
+        RowsOf(matrix, 1, 3)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_groups_have_the_rates_of_their_parts(name: Any) -> None:
+    net = Net()
+    rates = {"embedding.weight": 0.1, "blocks.0.weight": 2.0}
+    trained = [Trained(each.name, each.parameter, rates.get(each.name, 1.0)) for each in trainable(net)]
+    groups = build_optimizer(trained, OptimizerConfig(name=name, learning_rate=0.01)).param_groups
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    found = {
+        names[id(parameter)]: (group["lr"], group.get("matrix", False))
+        for group in groups
+        for parameter in group["params"]
+    }
+    assert found["embedding.weight"] == (pytest.approx(0.001), False)
+    assert found["blocks.0.weight"] == (0.02, name == "muon")
+    assert found["blocks.1.weight"] == (0.01, name == "muon")
+    assert found["head.bias"] == (0.01, False)
+    assert len(found) == len(list(net.parameters()))

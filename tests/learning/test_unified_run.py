@@ -124,6 +124,35 @@ def test_averaged_weights_survive_a_stop_and_a_second_call(
     assert torch.equal(parts.model.code_of, table), "an average of ids would be none"
 
 
+def test_a_stage_trains_its_rows_and_their_average_and_resumes(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = replace(STAGE, trains=("image_head", "connector"), rates={"connector": 2.0})
+    run = replace(RUN, ema_decay=0.3, accumulate=2)
+
+    def tune(out: Path) -> int:
+        return train(toy, out, run, stage=stage, parts=toy.parts(heads="shared", dropout=0.1))
+
+    assert tune(tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, StopAt(4))
+        assert tune(tmp_path / "halves") == 130
+    assert tune(tmp_path / "halves") == 0
+    first, before = weights(tmp_path / "whole"), toy.parts(heads="shared").model.state_dict()
+    assert all(torch.equal(weights(tmp_path / "halves")[name], tensor) for name, tensor in first.items())
+    moved = {name for name, tensor in first.items() if not torch.equal(tensor, before[name])}
+    assert moved == {"head.weight", "understanding.connector.0.weight", "understanding.connector.0.bias"}
+    rows = toy.parts(heads="shared").model.image_ids
+    assert bool((first["head.weight"] != before["head.weight"])[rows].all())
+    assert torch.equal(first["head.weight"][: rows[0]], before["head.weight"][: rows[0]])
+
+
+def test_a_stage_that_does_not_fit_is_refused_before_the_first_step(toy: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no 'image_hed'; did you mean 'image_head'"):
+        train(toy, tmp_path / "run", stage=replace(STAGE, trains=("image_hed",)))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_best_model_is_kept(toy: Any, tmp_path: Path) -> None:
     data = replace(toy.data, held_out=toy.coded)
     run = replace(RUN, validate_every=2, validation_steps=2)

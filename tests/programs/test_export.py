@@ -41,9 +41,7 @@ def janus_shaped(toy: Any) -> ModelFolder:
     return parts
 
 
-def test_a_model_made_here_loads_in_transformers(
-    toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_made_here_loads_in_transformers(toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import JanusForConditionalGeneration
 
     parts = janus_shaped(toy)

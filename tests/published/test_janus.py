@@ -82,9 +82,7 @@ def write_tiny(folder: Path, fast_tokenizer: Any, spread: Any, *, roles: bool = 
     model.generation_config.generation_kwargs = {"boi_token_id": tokenizer.convert_tokens_to_ids("<begin_of_image>")}
     model.save_pretrained(folder)
     half = [0.5, 0.5, 0.5]
-    images = JanusImageProcessorPil(
-        size={"height": size, "width": size}, min_size=14, image_mean=half, image_std=half
-    )
+    images = JanusImageProcessorPil(size={"height": size, "width": size}, min_size=14, image_mean=half, image_std=half)
     JanusProcessor(images, tokenizer, num_image_tokens=(size // patch) ** 2).save_pretrained(folder)
     return model
 

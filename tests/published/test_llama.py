@@ -1,10 +1,12 @@
+from typing import Any
+
 import pytest
 
 from anymodal.model.config import TransformerConfig
 from anymodal.published.llama import backbone_rules, read_transformer, refuse_unlike, write_transformer
 from anymodal.published.names import Names
 
-TINY = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48}
+TINY: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48}
 
 
 def test_what_is_left_out_means_what_transformers_means() -> None:
@@ -14,7 +16,7 @@ def test_what_is_left_out_means_what_transformers_means() -> None:
     config = read_transformer(TINY)
     assert config.norm_eps == theirs.rms_norm_eps
     assert config.max_seq_len == theirs.max_position_embeddings
-    assert config.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert config.rope_theta == dict(theirs.rope_parameters or {})["rope_theta"]
     assert (config.num_kv_heads, config.head_dim) == (theirs.num_key_value_heads, theirs.head_dim)
     assert read_transformer({}).hidden_dim == LlamaConfig().intermediate_size
 

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anymodal.published.llamagen import llamagen_names, read_llamagen_config, write_llamagen_config
+from anymodal.published.llamagen import llamagen_names, read_llamagen_config, read_shape, write_llamagen_config
+from anymodal.published.registry import load_image_tokenizer
 from anymodal.published.vqgan import read_janus_config
 from anymodal.tokens.image import ImageTokenizer
 
@@ -163,3 +165,22 @@ def test_no_arguments_are_vq_16() -> None:
 def test_mistakes_are_named(theirs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_llamagen_config(theirs)
+
+
+@pytest.mark.parametrize("multipliers", [[1, 1, 2, 2, 4], [1, 2, 2, 4], [1, 2]])
+def test_a_file_of_its_own_is_read_by_its_tensors(multipliers: list[int], tmp_path: Path) -> None:
+    arguments = {"codebook_size": 32, "ch": 32, "encoder_ch_mult": multipliers, "decoder_ch_mult": multipliers}
+    config = read_llamagen_config({**arguments, "num_res_blocks": 1, "z_channels": 8})
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(config).eval()
+    state = llamagen_names(config).write(tokenizer.state_dict())
+    assert read_shape(state) == config
+    file = tmp_path / "vq_ds16_c2i.pt"
+    torch.save({"model": state, "steps": 3}, file)
+    with pytest.raises(ValueError, match="is a pickle, which can run code"):
+        load_image_tokenizer(file)
+    pixels = torch.rand(1, 3, 32, 48) * 2 - 1
+    again = load_image_tokenizer(file, allow_pickle=True)
+    assert torch.equal(again.encode(pixels), tokenizer.encode(pixels))
+    with pytest.raises(ValueError, match="a tokenizer of LlamaGen must have encoder.conv_blocks"):
+        read_shape({"conv_in.weight": torch.zeros(1)})

@@ -137,6 +137,17 @@ def test_literal_template_text_joins_the_text_beside_it() -> None:
     assert targets == [*text(" yes"), EOS]
 
 
+def test_a_drawing_may_be_bare_and_an_answer_closed_otherwise_before_another_turn() -> None:
+    writer = encoder(template=ChatTemplate(answered=(" ",), drawing="bare"))
+    assert parts(writer.encode(["a red", Draw(CODES)]))[0] == [BOS, *text("a red"), *GRID, EOS]
+    assert parts(writer.prompt_image(["a red"]))[0] == [BOS, *text("a red"), BOI]
+    talk = [Turn("user", ("Hi",)), Turn("assistant", (" Yes",)), Turn("user", ("a",)), Turn("assistant", (" no",))]
+    ids, targets = parts(writer.encode(talk))
+    first = [USER, *text("Hi"), ASSISTANT, *text(" Yes"), *text(" ")]
+    assert ids == [BOS, *first, USER, *text("a"), ASSISTANT, *text(" no"), EOS]
+    assert targets == [*text(" Yes"), *text(" no"), EOS]
+
+
 @given(st.text() | st.sampled_from(["<boi>", "<image>", "<bos><eos>", "<user>a<assistant>"]))
 def test_typed_control_tokens_stay_text(typed: str) -> None:
     sequence = encoder().encode([typed, Draw(CODES)])

@@ -1,0 +1,58 @@
+"""A step in pieces: rows that one device cannot hold at once, with the gradient that they have together."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from anymodal.model.loss import TokenLoss
+from anymodal.tokens.batch import Batch
+
+
+def split_rows(batch: Batch, count: int) -> list[Batch]:
+    """Cut a batch into `count` pieces of nearly as many rows each, or into its rows where it has fewer.
+
+    >>> ids = torch.zeros(3, 4, dtype=torch.long)
+    >>> [len(piece.ids) for piece in split_rows(Batch(ids=ids, targets=ids, positions=ids), 2)]
+    [2, 1]
+    """
+    num_rows, length = batch.ids.shape
+    pieces = []
+    for rows in torch.arange(num_rows).tensor_split(min(count, num_rows)):
+        start, end = int(rows[0]), int(rows[-1]) + 1
+        piece = replace(
+            batch,
+            ids=batch.ids[start:end],
+            targets=batch.targets[start:end],
+            positions=batch.positions[start:end],
+            documents=None if batch.documents is None else batch.documents[start:end],
+            look_pixels=None,
+            look_index=None,
+        )
+        if batch.look_pixels is not None and batch.look_index is not None:
+            row = batch.look_index[:, 0] // length
+            inside = (row >= start) & (row < end)
+            if bool(inside.any()):
+                index = batch.look_index[inside] - start * length
+                piece = replace(piece, look_pixels=batch.look_pixels[inside], look_index=index)
+        pieces.append(piece)
+    return pieces
+
+
+def add_up(losses: Sequence[dict[str, TokenLoss]]) -> dict[str, TokenLoss]:
+    """Return what the pieces of a step come to, by modality, without their graphs."""
+
+    def column(name: str, field: str) -> Tensor:
+        return torch.stack([getattr(piece[name], field).detach() for piece in losses])
+
+    return {
+        name: TokenLoss(
+            total=column(name, "total").sum(),
+            z_total=column(name, "z_total").sum(),
+            count=column(name, "count").sum(),
+            correct=column(name, "correct").sum(),
+            max_logit=column(name, "max_logit").max(),
+        )
+        for name in losses[0]
+    }
