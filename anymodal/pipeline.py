@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from anymodal.data.fitting import fitted_size
 from anymodal.data.pictures import to_image, to_pixels
 from anymodal.decoding.config import GenerationConfig, SamplingConfig
 from anymodal.decoding.engine import Request, Sampler
+from anymodal.decoding.usage import Usage
 from anymodal.model.folder import ModelFolder
 from anymodal.model.unified import AnyModal
 from anymodal.published.registry import load_published, save_published
@@ -29,26 +30,6 @@ from anymodal.tokens.weights import dtype_of, read_json
 
 EMBEDDED = Path(__file__).parent / "models"
 Want = Literal["any", "text", "image"]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What the last call cost: ids written, by all rows, and seconds."""
-
-    tokens: int
-    seconds: float
-    rows: int = 0
-
-    def report(self, what: str, count: int | None = None) -> str:
-        """Return one line, such as "4 images, 260 tokens in 0.5 s (520 tokens/s)"."""
-        number = self.rows if count is None else count
-        things = f"{number} {what}{'s' * (number != 1)}"
-        return f"{things}, {self.tokens} tokens in {self.seconds:.2f} s ({self.tokens_per_second:.0f} tokens/s)\n"
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Ids a second over all rows."""
-        return self.tokens / max(self.seconds, 1e-9)
 
 
 def from_pretrained(
@@ -180,6 +161,7 @@ class Pipeline:
         max_new_tokens: int | None = None,
         max_images: int = 4,
         guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -193,6 +175,8 @@ class Pipeline:
             ValueError: the document does not fit the context.
         """
         drawing = self._sampling(self.generation.image, guidance_scale, temperature, top_k, top_p)
+        if image_guidance_scale is not None:
+            drawing = replace(drawing, image_guidance_scale=image_guidance_scale)
         writing = self._sampling(self.generation.text, None, temperature, top_k, top_p)
         resolved = self._resolve(document)
         if want == "image":
@@ -287,6 +271,7 @@ class Pipeline:
         return Request(
             prompt=prompt,
             unconditional=self._unconditional(prompt, negative, size),
+            pictures=self.encoder.pictures_alone(prompt),
             grammar=grammar,
             image=sampling,
             seed=seed,
@@ -329,7 +314,8 @@ class Pipeline:
             prompt = _extend(prompt, ids)
             grammar = compile_grammar(self.vocabulary, self.parts.layout, "image", text_tokenizer=self.text_tokenizer)
             unconditional = self._unconditional(prompt, None, None)
-            picture = Request(prompt=prompt, grammar=grammar, unconditional=unconditional, image=drawing, seed=seed)
+            beside = {"unconditional": unconditional, "pictures": self.encoder.pictures_alone(prompt)}
+            picture = Request(prompt=prompt, grammar=grammar, image=drawing, seed=seed, **beside)
             ids = self._timed([picture])[0]
             parts.append(self._decode_picture(self._codes(ids)))
             prompt, drawn = _extend(prompt, ids), drawn + 1

@@ -23,6 +23,7 @@ def main(
     max_new_tokens: int | None = None,
     max_images: int = 4,
     guidance_scale: float | None = None,
+    image_guidance_scale: float | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -41,6 +42,7 @@ def main(
         max_new_tokens: longest text.
         max_images: most pictures that "any" draws.
         guidance_scale: weight of the document for pictures; the model's default without it.
+        image_guidance_scale: weight of the document's pictures alone; the model's default without it.
         temperature: of text and codes; 0 takes the most likely ones.
         top_k: keep the k most likely ids; 0 keeps all.
         top_p: keep the fewest ids whose probability reaches p.
@@ -59,6 +61,7 @@ def main(
     pipe = from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
     choice: dict[str, Any] = {
         "guidance_scale": guidance_scale,
+        "image_guidance_scale": image_guidance_scale,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,

@@ -21,6 +21,21 @@ def guide(
     return unconditional + scale[:, None].to(conditional.dtype) * (conditional - unconditional)
 
 
+def guide_three_ways(
+    conditional: Float[Tensor, "b v"],
+    pictures: Float[Tensor, "b v"],
+    unconditional: Float[Tensor, "b v"],
+    scale: Float[Tensor, " b"],
+    image_scale: Float[Tensor, " b"],
+) -> Float[Tensor, "b v"]:
+    """Push by the prompt's pictures and by its text apart: u + s_image (p - u) + s (c - p) (arXiv:2211.09800, eq. 3).
+
+    `pictures` are the logits behind the prompt's pictures alone; so does Chameleon's released sampler.
+    """
+    by_text, by_image = (each[:, None].to(conditional.dtype) for each in (scale, image_scale))
+    return unconditional + by_image * (pictures - unconditional) + by_text * (conditional - pictures)
+
+
 def choose(
     logits: Float[Tensor, "b v"],
     allowed: Bool[Tensor, "b v"],

@@ -12,12 +12,15 @@ class SamplingConfig:
         top_k: keep the k most likely ids; 0 keeps all.
         top_p: keep the fewest ids whose probability reaches p (arXiv:1904.09751); 1 keeps all.
         guidance_scale: weight of the prompt against the unconditional prediction (arXiv:2207.12598); 1 is without.
+        image_guidance_scale: weight of the prompt's pictures alone, where it shows some: guidance is then three-way, as
+            Chameleon's; None is without.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     guidance_scale: float = 1.0
+    image_guidance_scale: float | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""

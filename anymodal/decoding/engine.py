@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from anymodal.decoding.choice import choose, guide
+from anymodal.decoding.choice import choose, guide, guide_three_ways
 from anymodal.decoding.config import SamplingConfig
 from anymodal.model.transformer import KVCache
 from anymodal.model.unified import AnyModal
@@ -22,7 +22,8 @@ MAX_ROWS = 64
 class Request:
     """What one row of the sampler writes.
 
-    `unconditional` is the prompt that guidance pushes away from; `image` and `text` say how codes and text are chosen.
+    `unconditional` is the prompt that guidance pushes away from, `pictures` the prompt's pictures alone, for three-way
+    guidance; `image` and `text` say how codes and text are chosen.
     Sampling ends when the grammar is done, behind one of `stop_ids`, or after `max_new_tokens`.
     """
 
@@ -31,6 +32,7 @@ class Request:
     image: SamplingConfig = SamplingConfig()
     text: SamplingConfig = SamplingConfig()
     unconditional: TokenSequence | None = None
+    pictures: TokenSequence | None = None
     seed: int = 0
     max_new_tokens: int = 1024
     stop_ids: frozenset[int] = frozenset()
@@ -38,19 +40,33 @@ class Request:
     @property
     def guided(self) -> bool:
         """Does this request need a second row."""
-        return self.unconditional is not None and self.image.guidance_scale != 1.0
+        return self.unconditional is not None and (self.image.guidance_scale != 1.0 or self.three_way)
+
+    @property
+    def three_way(self) -> bool:
+        """Does this request need a third row."""
+        return self.pictures is not None and self.image.image_guidance_scale is not None
 
 
 @dataclass
 class _Rows:
-    """The rows of a running batch: conditional ones first, then the unconditional ones of guided requests."""
+    """The rows of a running batch: conditional ones first, then the unconditional ones of guided requests.
+
+    Last come those that see pictures alone; `three_way` are their places among the guided.
+    """
 
     requests: Sequence[Request]
     grammar: Grammar
     state: Int[Tensor, " b"]
     positions: Int[Tensor, " b"]
     guided: Int[Tensor, " g"]
+    three_way: Int[Tensor, " t"]
     written: list[list[int]] = field(default_factory=list)
+
+    @property
+    def beside(self) -> Int[Tensor, " r"]:
+        """Give the request of every row behind the conditional ones."""
+        return torch.cat((self.guided, self.guided[self.three_way]))
 
 
 class Sampler:
@@ -112,7 +128,7 @@ class Sampler:
                 on_step(step)
             if not bool(active.any()):
                 break
-            everything = torch.cat((ids, ids[rows.guided]))
+            everything = torch.cat((ids, ids[rows.beside]))
             hidden = self.model.step(everything[:, None], cache)[:, -1]
             cache.keep(torch.ones_like(cache.lengths), cache.longest)
         return [torch.tensor(written, dtype=torch.long) for written in rows.written]
@@ -121,14 +137,16 @@ class Sampler:
         device = self.model.device
         grammar, starts = stack_grammars([request.grammar for request in requests])
         guided = [i for i, request in enumerate(requests) if request.guided]
-        negatives = [requests[i].unconditional for i in guided]
-        sequences = [request.prompt for request in requests] + [each for each in negatives if each is not None]
+        three_way = [place for place, i in enumerate(guided) if requests[i].three_way]
+        beside = [requests[i].unconditional for i in guided] + [requests[guided[place]].pictures for place in three_way]
+        sequences = [request.prompt for request in requests] + [each for each in beside if each is not None]
         rows = _Rows(
             requests=requests,
             grammar=grammar.to(device),
             state=starts.to(device),
             positions=torch.tensor([len(request.prompt.ids) for request in requests], device=device),
             guided=torch.tensor(guided, dtype=torch.long, device=device),
+            three_way=torch.tensor(three_way, dtype=torch.long, device=device),
             written=[[] for _ in requests],
         )
         return rows, sequences
@@ -143,8 +161,8 @@ class Sampler:
         bounded = longest < UNBOUNDED
         wanted = longest if bounded else request.max_new_tokens
         context, used = self.model.config.transformer.max_seq_len, len(request.prompt.ids)
-        if request.guided and request.unconditional is not None:
-            used = max(used, len(request.unconditional.ids))
+        beside = [request.unconditional if request.guided else None, request.pictures if request.three_way else None]
+        used = max([used, *(len(each.ids) for each in beside if each is not None)])
         if used + (wanted if bounded else 1) > context:
             raise ValueError(
                 f"the prompt has {used} tokens and {wanted} are to follow, the context holds {context}; "
@@ -167,14 +185,10 @@ class Sampler:
         """Choose an id for every active row; the others get id 0, which nobody reads."""
         count = len(rows.requests)
         codes_next = rows.grammar.codes_next[rows.state]
-        wants_codes = torch.cat((codes_next, codes_next[rows.guided]))
-        logits = self._logits(hidden, wants_codes)
+        logits = self._logits(hidden, torch.cat((codes_next, codes_next[rows.beside])))
         conditional = logits[:count]
         if len(rows.guided):
-            chosen = [rows.requests[i].image.guidance_scale for i in rows.guided.tolist()]
-            scale = torch.where(codes_next[rows.guided], torch.tensor(chosen, device=logits.device), 1.0)
-            pushed = guide(conditional[rows.guided], logits[count:], scale)
-            pushed = pushed.masked_fill(conditional[rows.guided].isneginf(), -torch.inf)  # ids of the other head
+            pushed = self._guided(rows, conditional[rows.guided], logits[count:], codes_next[rows.guided])
             conditional = conditional.index_copy(0, rows.guided, pushed)
         which = torch.nonzero(active).flatten()
         drawing = codes_next.tolist()
@@ -183,6 +197,22 @@ class Sampler:
         allowed = rows.grammar.mask(rows.state[which])
         ids = choose(conditional[which], allowed, settings, seeds, rows.positions[which])
         return torch.zeros(count, dtype=torch.long, device=logits.device).index_copy(0, which, ids)
+
+    def _guided(
+        self, rows: _Rows, conditional: Float[Tensor, "g v"], beside: Float[Tensor, "r v"], codes: Bool[Tensor, " g"]
+    ) -> Float[Tensor, "g v"]:
+        """Guide the rows that want codes; `beside` are the logits of the rows behind the conditional ones."""
+        images = [rows.requests[i].image for i in rows.guided.tolist()]
+        scale = torch.where(codes, beside.new_tensor([image.guidance_scale for image in images]), 1.0)
+        unconditional, pictures = beside.split([len(images), len(rows.three_way)])
+        pushed = guide(conditional, unconditional, scale)
+        if len(rows.three_way):
+            which = rows.three_way
+            chosen = beside.new_tensor([images[place].image_guidance_scale or 0.0 for place in which.tolist()])
+            image_scale = torch.where(codes[which], chosen, 1.0)
+            inner = guide_three_ways(conditional[which], pictures, unconditional[which], scale[which], image_scale)
+            pushed = pushed.index_copy(0, which, inner)
+        return pushed.masked_fill(conditional.isneginf(), -torch.inf)  # ids of the other head
 
     def _logits(self, hidden: Float[Tensor, "r d"], wants_codes: Bool[Tensor, " r"]) -> Float[Tensor, "r v"]:
         """Compute for every row only the head that its grammar asks for; other ids get -inf."""

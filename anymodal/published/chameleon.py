@@ -37,7 +37,7 @@ DEFAULTS = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "num_key_valu
 VOCAB_SIZE, RESOLUTION = 65536, 512
 TEMPLATE = ChatTemplate(user=((), ("<sep>",)), assistant=((), ("<eos>",)), unconditional="bare")
 GENERATION = {
-    "image": {"temperature": 0.7, "top_p": 0.9, "guidance_scale": 3.0},
+    "image": {"temperature": 0.7, "top_p": 0.9, "guidance_scale": 3.0, "image_guidance_scale": 1.2},
     "text": {"temperature": 0.7, "top_p": 0.9},
 }
 """What the released code samples with."""

@@ -142,6 +142,21 @@ class DocumentEncoder:
         ids = torch.where(torch.isin(prompt.ids, kept), prompt.ids, self.vocabulary.special("pad"))
         return TokenSequence(ids, prompt.loss, ())
 
+    def pictures_alone(self, prompt: TokenSequence) -> TokenSequence | None:
+        """Return the pictures of a prompt without its text, for three-way guidance; None where it shows none.
+
+        Headers of pictures are text and go too.
+        """
+        codes = self.vocabulary.is_code(prompt.ids)
+        if not prompt.looks and not bool(codes.any()):
+            return None
+        names = ("bos", "boi", "eoi", "look", "img", "eol", "eof")
+        frame = [self.vocabulary.special(name) for name in names if self.vocabulary.has_special(name)]
+        kept = codes | torch.isin(prompt.ids, torch.tensor(frame))
+        place = kept.cumsum(0) - 1
+        looks = tuple((int(place[start]), pixels) for start, pixels in prompt.looks)
+        return TokenSequence(prompt.ids[kept], prompt.loss[kept], looks)
+
     def decode(self, ids: Int[Tensor, " n"] | Sequence[int]) -> list[str | Codes]:
         """Read sampled ids: pieces of text and whole grids of codes, in order; other specials are left out.
 

@@ -57,6 +57,12 @@ class Setup:
             seed=seed,
         )
 
+    def redraw(self, seed: int, **options: float) -> Request:
+        seen = torch.linspace(-1, 1, 768).view(3, 16, 16)
+        prompt = self.encoder.prompt_image([Look(seen), "a dog", Look(-seen)])
+        alone = self.encoder.pictures_alone(prompt)
+        return replace(self.draw("", seed, **options), prompt=prompt, pictures=alone)
+
     def write(self, text: str, seed: int, want: str = "text", look: bool = False) -> Request:
         picture = [Look(torch.linspace(-1, 1, 768).view(3, 16, 16))] if look else []
         prompt = self.encoder.encode([*picture, text], complete=False)
@@ -70,6 +76,8 @@ class Setup:
             self.draw("apple", 4, guidance_scale=2.0, top_p=0.8, temperature=0.7),
             self.write("a", 5, want="any"),
             self.draw("dog", 6, temperature=0.0),
+            self.redraw(8, guidance_scale=3.0, image_guidance_scale=1.2),
+            self.redraw(9, guidance_scale=1.0, image_guidance_scale=2.0, temperature=0.5),
             replace(self.write("and", 7), max_new_tokens=3),
         ]
 
@@ -82,7 +90,12 @@ class Setup:
             logits = self.logits(request.prompt, ids, drawing)
             if drawing and request.unconditional is not None:
                 plain, scale = self.logits(request.unconditional, ids, drawing), request.image.guidance_scale
-                logits = plain + scale * (logits - plain)
+                by_image = request.image.image_guidance_scale
+                if by_image is None or request.pictures is None:
+                    logits = plain + scale * (logits - plain)
+                else:
+                    seen = self.logits(request.pictures, ids, drawing)
+                    logits = plain + by_image * (seen - plain) + scale * (logits - seen)
             full = torch.full((1, VOCABULARY.size), -torch.inf, dtype=torch.float64)
             full[0, VOCABULARY.table() if drawing else slice(len(logits))] = logits
             position = torch.tensor([len(request.prompt.ids) + len(ids)])
