@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from anymodal.__main__ import main
-from anymodal.commands import FOLDERS
+from anymodal.commands import FOLDERS, list_programs
 from anymodal.data.emoji import picture, scene_names
+from anymodal.options import parse
 
 TOY = {
     "shards": [],
@@ -21,12 +22,12 @@ TOY = {
 }  # fmt: skip
 
 
-def blocks(root: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def blocks(root: Path, language: str, page: str = "README.md") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (root / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
-def commands(root: Path) -> list[list[str]]:
-    lines = "\n".join(blocks(root, "console")).replace("\\\n", " ").splitlines()
+def commands(root: Path, page: str = "README.md") -> list[list[str]]:
+    lines = "\n".join(blocks(root, "console", page)).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("anymodal ")]
 
 
@@ -63,6 +64,14 @@ def test_five_commands_train_on_pictures_of_ones_own(root: Path, here: Path) -> 
         assert main([*words, *TOY[words[1]]]) == 0, words
     assert main(["sample", "image", "a dog", "--model", "runs/mine/model", "--out", "drawn"]) == 0
     assert (here / "drawn" / "000.png").is_file()
+
+
+@pytest.mark.parametrize("page", ["docs/published.md", "anymodal/models/emoji/README.md"])
+def test_commands_of_other_pages_are_understood(root: Path, page: str) -> None:
+    found = commands(root, page)
+    assert len(found) > 3
+    for folder, name, *options in found:
+        parse(list_programs(root, folder)[name], options, root)
 
 
 def test_every_program_of_the_tree_is_named(root: Path) -> None:
