@@ -47,6 +47,17 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
     return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in data.items()})
 
 
+def check_ranges(config: Any, lowest: int = 1, /, **highest: int) -> None:
+    """Check that whole numbers of a dataclass lie in [lowest, highest], before memory is taken for what a file claims.
+
+    Raises:
+        ValueError: one of them does not.
+    """
+    for name, most in highest.items():
+        if not lowest <= (value := getattr(config, name)) <= most:
+            raise ValueError(f"{name} must be in [{lowest}, {most}], got {value}; the config is broken.")
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:  # noqa: PLR0911  (a return a kind of hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):

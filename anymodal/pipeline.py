@@ -314,8 +314,14 @@ class Pipeline:
             prompt = _extend(prompt, ids)
             grammar = compile_grammar(self.vocabulary, self.parts.layout, "image", text_tokenizer=self.text_tokenizer)
             unconditional = self._unconditional(prompt, None, None)
-            beside = {"unconditional": unconditional, "pictures": self.encoder.pictures_alone(prompt)}
-            picture = Request(prompt=prompt, grammar=grammar, image=drawing, seed=seed, **beside)
+            picture = Request(
+                prompt=prompt,
+                grammar=grammar,
+                unconditional=unconditional,
+                pictures=self.encoder.pictures_alone(prompt),
+                image=drawing,
+                seed=seed,
+            )
             ids = self._timed([picture])[0]
             parts.append(self._decode_picture(self._codes(ids)))
             prompt, drawn = _extend(prompt, ids), drawn + 1

@@ -59,13 +59,8 @@ def main(
 
     document = [read_part(part) for part in parts]
     pipe = from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
-    choice: dict[str, Any] = {
-        "guidance_scale": guidance_scale,
-        "image_guidance_scale": image_guidance_scale,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-    }
+    scales: dict[str, Any] = {"guidance_scale": guidance_scale, "image_guidance_scale": image_guidance_scale}
+    choice: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, **scales}
     written = pipe.generate(
         document, want=want, max_new_tokens=max_new_tokens, max_images=max_images, seed=seed, **choice
     )

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from anymodal.configuration import from_dict, to_dict
+from anymodal.configuration import check_ranges, from_dict, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +56,11 @@ def test_round_trip_through_json() -> None:
 def test_mistakes_are_named_with_their_place(data: Mapping[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_dict(Outer, data, "model")
+
+
+def test_sizes_have_bounds() -> None:
+    check_ranges(Inner(width=3), width=3)
+    check_ranges(Inner(width=0), 0, width=3)
+    for width, lowest in ((4, 1), (0, 1), (-1, 0)):
+        with pytest.raises(ValueError, match=rf"width must be in \[{lowest}, 3\], got {width}"):
+            check_ranges(Inner(width=width), lowest, width=3)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from anymodal.configuration import check_ranges
 from anymodal.tokens.picture_config import PictureFit
 
 
@@ -35,6 +36,8 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         """Check the geometry of the heads."""
+        check_ranges(self, dim=2**20, depth=2**10, num_heads=2**12, num_kv_heads=2**12, head_dim=2**16)
+        check_ranges(self, hidden_dim=2**24, max_seq_len=2**30)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads must divide num_heads, got {self.num_kv_heads} and {self.num_heads}.")
         if self.head_dim % 2:
@@ -64,6 +67,9 @@ class UnderstandingConfig:
 
     def __post_init__(self) -> None:
         """Check that patches, heads and merging divide evenly."""
+        check_ranges(self, image_size=2**14, patch_size=2**14, dim=2**20, num_heads=2**12)
+        check_ranges(self, 0, depth=2**10)
+        check_ranges(self, hidden_dim=2**24, merge=2**10, connector_depth=2**6)
         if self.image_size % (self.patch_size * self.merge):
             raise ValueError(
                 f"patch_size x merge must divide image_size, got {self.patch_size} x {self.merge} "
@@ -95,3 +101,8 @@ class AnyModalConfig:
     image_embedding_dim: int = 8
     image_head_dim: int = 256
     picture_places: int = 0
+
+    def __post_init__(self) -> None:
+        """Check that no size is out of all bounds."""
+        check_ranges(self, image_embedding_dim=2**20, image_head_dim=2**20)
+        check_ranges(self, 0, picture_places=2**20)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from anymodal.configuration import from_dict, to_dict
 from anymodal.model.config import AnyModalConfig
 from anymodal.model.unified import AnyModal
 from anymodal.tokens.config import ChatTemplate, PictureLayout
+from anymodal.tokens.files import MAX_SIDE_BYTES, check_within, read_bytes
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.tensors import TensorFiles
 from anymodal.tokens.text import TextTokenizer
@@ -113,7 +115,10 @@ class ModelFolder:
         if lacking:
             raise ValueError(f"{folder / 'config.json'} lacks {', '.join(lacking)}.")
         parts: dict[str, Any] = dict(config)
-        model = AnyModal(from_dict(AnyModalConfig, parts["model"], "model"), Vocabulary.from_dict(parts["vocabulary"]))
+        shape = from_dict(AnyModalConfig, parts["model"], "model")
+        vocabulary = Vocabulary.from_dict(parts["vocabulary"])
+        with torch.device("meta"):  # shapes without numbers, until the file has brought as many
+            model = AnyModal(shape, vocabulary)
         load_weights(model, folder)
         if model.config.tie_embeddings:
             model.head.weight = model.embedding.weight
@@ -123,24 +128,35 @@ class ModelFolder:
                 f"{folder} was made with image tokenizer {parts['image_tokenizer']}, the one inside is "
                 f"{image_tokenizer.fingerprint}; its codes would mean other pictures. Copy the folder again."
             )
+        text_tokenizer = TextTokenizer.load(folder / "tokenizer.json")
+        if text_tokenizer.vocab_size > vocabulary.size:
+            raise ValueError(
+                f"the text tokenizer of {folder} has ids up to {text_tokenizer.vocab_size - 1}, the model "
+                f"{vocabulary.size} ids; use the files of one model together."
+            )
         card = folder / "README.md"
         return cls(
             model=model.eval(),
-            text_tokenizer=TextTokenizer.load(folder / "tokenizer.json"),
+            text_tokenizer=text_tokenizer,
             image_tokenizer=image_tokenizer,
             layout=from_dict(PictureLayout, parts["layout"], "layout"),
             template=from_dict(ChatTemplate, parts["template"], "template"),
             generation=read_json(folder / "generation_config.json"),
-            card=card.read_text(encoding="utf-8") if card.is_file() else "",
+            card=read_bytes(card, MAX_SIDE_BYTES).decode("utf-8") if card.is_file() else "",
             origin=_read_origin(folder / ORIGIN) if (folder / ORIGIN).is_dir() else None,
         )
 
 
 def _read_origin(folder: Path) -> Origin:
     stored: dict[str, Any] = dict(read_json(folder / "config.json"))
-    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("config.json", WEIGHTS)}
+    if not isinstance(stored.get("layout"), str) or not isinstance(stored.get("config"), Mapping):
+        raise ValueError(f"{folder / 'config.json'} must hold a layout and its config; copy the folder again.")
+    beside = [path for path in folder.iterdir() if path.name not in ("config.json", WEIGHTS)]
+    for path in beside:
+        check_within(path)
+    files = {path.name: read_bytes(path, MAX_SIDE_BYTES) for path in beside}
     unused = dict(TensorFiles.of_folder(folder)) if (folder / WEIGHTS).is_file() else {}
-    return Origin(layout=str(stored["layout"]), config=stored["config"], files=files, unused=unused)
+    return Origin(layout=stored["layout"], config=stored["config"], files=files, unused=unused)
 
 
 def _replace_folder(source: Path, target: Path) -> None:

@@ -234,6 +234,10 @@ def _side_files(parts: ModelFolder) -> dict[str, dict[str, Any]]:
             "tokenizer_class": "PreTrainedTokenizerFast", **ends, **extra, "extra_special_tokens": extra,
             "model_max_length": parts.model.config.transformer.max_seq_len,
         },
+        "processor_config.json": {
+            "processor_class": "JanusProcessor", "num_image_tokens": vision.num_tokens,
+            "use_default_system_prompt": False,
+        },
         "preprocessor_config.json": {
             "image_processor_type": "JanusImageProcessor", "size": size, "min_size": vision.fit.min_side,
             "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255,

@@ -42,7 +42,7 @@ def names(config: AnyModalConfig) -> Names:
         Rule("image_head.2.*", "gen_head.vision_head.*"),
         Rule(f"{ours}connector.*", "aligner.layers.*"),
         Rule(f"{ours}patch_embedding.*", f"{VISION}patch_embed.proj.*"),
-        Rule(f"{ours}position_embedding", f"{VISION}pos_embed", lambda t: t[0], lambda t: t[None]),
+        Rule(f"{ours}position_embedding", f"{VISION}pos_embed", lambda t: t.squeeze(0), lambda t: t[None]),
         Rule(f"{ours}norm.*", f"{VISION}norm.*"),
         Rule(f"{block}norm_1.*", f"{layer}norm1.*"),
         Rule(f"{block}norm_2.*", f"{layer}norm2.*"),

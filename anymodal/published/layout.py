@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from anymodal.model.folder import ModelFolder, Origin
-from anymodal.tokens.files import check_within, read_bytes
+from anymodal.published.chat import jinja_of
+from anymodal.tokens.files import MAX_SIDE_BYTES, check_within, read_bytes
 from anymodal.tokens.text import TextTokenizer
 from anymodal.tokens.weights import read_json
 
@@ -19,8 +20,6 @@ SIDE_FILES = (
     "processor_config.json", "preprocessor_config.json", "generation_config.json",
 )  # fmt: skip
 """What travels with the weights and is given back unchanged."""
-
-MAX_SIDE_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,12 @@ def write_side_files(parts: ModelFolder, layout: str, folder: Path, made: Mappin
     parts.text_tokenizer.save(folder / "tokenizer.json")
     for name, content in made.items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    special, piece = parts.model.vocabulary.special, parts.text_tokenizer.piece
+    if parts.model.vocabulary.has_special("look"):
+        chat = jinja_of(parts.template, lambda role: piece(special(role)), piece(special("look")))
+        (folder / "chat_template.jinja").write_text(chat, encoding="utf-8")
     if parts.origin is not None and parts.origin.layout == layout:
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
         for name, data in parts.origin.files.items():
             (folder / name).write_bytes(data)
 

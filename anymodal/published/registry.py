@@ -33,7 +33,7 @@ def load_published(path: Path, *, allow_pickle: bool = False) -> ModelFolder:
             f"{path} is no model folder that is known here: its config.json says model_type {kind!r}; known are models "
             f"made with anymodal and the layouts {', '.join(LAYOUTS)}."
         )
-    return layout.load(folder)
+    return _load(layout, folder)
 
 
 def load_image_tokenizer(path: Path, *, allow_pickle: bool = False) -> ImageTokenizer:
@@ -50,7 +50,18 @@ def load_image_tokenizer(path: Path, *, allow_pickle: bool = False) -> ImageToke
     if folder.config.get("model_type") == emu3.IMAGE_TOKENIZER:
         return emu3.load_image_tokenizer(path, allow_pickle=allow_pickle)
     layout = layout_of(folder)
-    return ImageTokenizer.from_pretrained(path) if layout is None else layout.load(folder).image_tokenizer
+    return ImageTokenizer.from_pretrained(path) if layout is None else _load(layout, folder).image_tokenizer
+
+
+def _load(layout: Layout, folder: PublishedFolder) -> ModelFolder:
+    """Load a folder whose config may hold anything where its layout has a number."""
+    try:
+        return layout.load(folder)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{folder.path} has the layout {layout.name!r}, but its files say what no such model is "
+            f"({type(error).__name__}: {error}); copy or download the folder again."
+        ) from error
 
 
 def save_published(parts: ModelFolder, folder: Path, layout: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 MAX_JSON_BYTES = 32_000_000
 MAX_JSON_VALUES = 2_000_000
+MAX_SIDE_BYTES = 100_000_000
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

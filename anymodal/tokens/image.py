@@ -166,7 +166,9 @@ class ImageTokenizer(nn.Module):
             raise ValueError(
                 f"{folder} holds no image tokenizer: {path} is missing; train one with `anymodal tokenizers image`."
             )
-        tokenizer = cls(from_dict(ImageTokenizerConfig, read_json(path), where=str(path)))
+        config = from_dict(ImageTokenizerConfig, read_json(path), where=str(path))
+        with torch.device("meta"):  # shapes without numbers, until the file has brought as many
+            tokenizer = cls(config)
         load_weights(tokenizer, Path(folder))
         return tokenizer.eval()
 

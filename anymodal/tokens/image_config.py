@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
+from anymodal.configuration import check_ranges
 from anymodal.tokens.picture_config import PictureFit
 
 _SPATIAL_NORM_GROUPS = 32  # diffusers' SpatialNorm takes no other
@@ -35,6 +36,14 @@ class QuantizerConfig:
 
     def __post_init__(self) -> None:
         """Check that the codebook is well-formed."""
+        check_ranges(self, codebook_size=2**20, codebook_dim=2**16)
+        if self.codebook_size * self.codebook_dim > 2**26:
+            raise ValueError(
+                f"a codebook must have at most {2**26} numbers, got {self.codebook_size} x {self.codebook_dim}; "
+                "the config is broken."
+            )
+        if any(level < 2 for level in self.levels):
+            raise ValueError(f"every entry of levels must be at least 2, got {list(self.levels)}; leave it out.")
         if self.kind == "fsq" and prod(self.levels) != self.codebook_size:
             raise ValueError(
                 f"an fsq quantizer needs levels whose product is codebook_size, got levels {list(self.levels)} "
@@ -86,8 +95,13 @@ class ImageTokenizerConfig:
 
     def __post_init__(self) -> None:
         """Check that the parts fit each other."""
-        if not self.channels:
-            raise ValueError("channels must name at least one width, got none.")
+        if not 1 <= len(self.channels) <= 16 or not all(1 <= width <= 2**16 for width in self.channels):
+            raise ValueError(
+                f"channels must name 1 to 16 widths in [1, {2**16}], got {len(self.channels)}: "
+                f"{list(self.channels[:16])}; the config is broken."
+            )
+        check_ranges(self, blocks=2**8, latent_channels=2**16, patch=2**10, norm_groups=2**16)
+        check_ranges(self, temporal_down_sampling=2**10)
         if self.architecture != "unshuffle" and any(width % self.norm_groups for width in self.channels):
             raise ValueError(
                 f"norm_groups must divide every entry of channels, got {self.norm_groups} and {list(self.channels)}."

@@ -112,6 +112,11 @@ def _codebook(config: QuantizerConfig) -> nn.Module:
             normalised=config.kind == "l2-vq",
             commitment_weight=config.commitment_weight,
         )
+    with torch.device("cpu"):  # its buffers follow from the config and stand in no file: no shapes without numbers
+        return _imported_codebook(config)
+
+
+def _imported_codebook(config: QuantizerConfig) -> nn.Module:
     import vector_quantize_pytorch as vqp  # noqa: PLC0415  (it costs a second; only tokenizers need it)
 
     if config.kind == "fsq":

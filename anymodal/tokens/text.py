@@ -10,8 +10,10 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from anymodal.tokens.config import SPECIALS
+from anymodal.tokens.files import MAX_SIDE_BYTES, read_bytes
 
 _ALPHABET = 256  # every byte is a token, so that every string has ids
+_MAX_IDS = 2**24
 
 
 class TextTokenizer:
@@ -72,11 +74,16 @@ class TextTokenizer:
         """
         if not Path(path).is_file():
             raise ValueError(f"a text tokenizer is a file such as tokenizer.json, but there is no file {path}")
+        data = read_bytes(Path(path), MAX_SIDE_BYTES)
         try:
-            data = Path(path).read_text(encoding="utf-8")
-            return cls(Tokenizer.from_str(data))
-        except Exception as error:  # the tokenizers library raises the bare class
+            found = cls(Tokenizer.from_str(data.decode("utf-8")))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises the bare class, and a panic of its core is no Exception
             raise ValueError(f"{path} is no tokenizer that the tokenizers library can read: {error}") from error
+        if not 0 < found.vocab_size <= _MAX_IDS:
+            raise ValueError(f"{path} is no tokenizer: it must have 1 to {_MAX_IDS} ids, got {found.vocab_size}.")
+        return found
 
     def save(self, path: str | Path) -> None:
         """Write a `tokenizer.json`, whole or not at all."""
@@ -148,7 +155,7 @@ class TextTokenizer:
 
     @cached_property
     def _vocab_size(self) -> int:
-        return max(self._tokenizer.get_vocab().values()) + 1
+        return max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def _checked(text: str) -> str:

@@ -14,6 +14,8 @@ from anymodal.tokens.config import SPECIALS
 
 __all__ = ["SPECIALS", "Vocabulary"]
 
+_MAX_SIZE = 2**24
+
 
 class Vocabulary:
     """Hold which ids are special, which are codes of a modality, and which are left to text.
@@ -32,6 +34,8 @@ class Vocabulary:
     """
 
     def __init__(self, *, size: int, specials: Mapping[str, int], tables: Mapping[str, Sequence[int]]) -> None:
+        if not isinstance(size, int) or not 1 <= size <= _MAX_SIZE:
+            raise ValueError(f"the size of a vocabulary must be in [1, {_MAX_SIZE}], not {size!r}")
         meanings: dict[int, str] = {}
         for name, index in specials.items():
             _claim(meanings, index, f"special {name!r}", size)
@@ -144,11 +148,16 @@ class Vocabulary:
         """
         if set(data) != {"size", "specials", "tables"}:
             raise ValueError(f"a vocabulary has the keys size, specials and tables, not {sorted(data)}")
+        for name in ("specials", "tables"):
+            if not isinstance(data[name], Mapping):
+                raise ValueError(f"{name} of a vocabulary must be a mapping, not {data[name]!r}")
         tables: dict[str, list[int]] = {}
         for modality, runs in data["tables"].items():
-            for run in runs:
-                if len(run) != 2 or run[1] < 1:  # noqa: PLR2004
-                    raise ValueError(f"table {modality!r} of a vocabulary holds runs [first id, count], not {run!r}")
+            wrong = [run for run in runs if not _is_run(run)] if isinstance(runs, list) else [runs]
+            if wrong:
+                raise ValueError(f"table {modality!r} of a vocabulary holds runs [first id, count], not {wrong[0]!r}")
+            if sum(count for _, count in runs) > _MAX_SIZE:
+                raise ValueError(f"table {modality!r} of a vocabulary must hold at most {_MAX_SIZE} ids")
             tables[modality] = [start + step for start, count in runs for step in range(count)]
         return cls(size=data["size"], specials=data["specials"], tables=tables)
 
@@ -182,7 +191,14 @@ class Vocabulary:
         return self._moved[key]
 
 
+def _is_run(run: Any) -> bool:
+    """Tell a run from what a broken file may hold."""
+    return isinstance(run, list) and [type(number) for number in run] == [int, int] and run[1] >= 1
+
+
 def _claim(meanings: dict[int, str], index: int, meaning: str, size: int) -> None:
+    if not isinstance(index, int):
+        raise ValueError(f"{meaning} must have a whole number as its id, not {index!r}")
     if not 0 <= index < size:
         raise ValueError(f"{meaning} must have an id in [0, {size}), not {index}")
     if index in meanings:

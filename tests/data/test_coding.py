@@ -36,7 +36,7 @@ class Brightest(ImageTokenizer):
 
 def brightest(codebook_size: int = 4, **fit: Any) -> ImageTokenizer:
     quantizer = QuantizerConfig(kind="vq", codebook_size=codebook_size, codebook_dim=2)
-    config = ImageTokenizerConfig(channels=(8,), blocks=0, latent_channels=4, quantizer=quantizer)
+    config = ImageTokenizerConfig(channels=(8,), blocks=1, latent_channels=4, quantizer=quantizer)
     return Brightest(replace(config, pictures=PictureFit(**fit)) if fit else config)
 
 

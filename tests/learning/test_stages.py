@@ -123,7 +123,7 @@ def test_parts_learn_at_their_rates(toy: Any, name: str) -> None:
         for part, pieces in parts_of(alike).items():
             if rates.get(part, 1.0) == rate:
                 for mine, other in zip(parts_of(parts.model)[part], pieces, strict=True):
-                    torch.testing.assert_close(mine.values, other.values, rtol=1e-6, atol=1e-8)
+                    torch.testing.assert_close(mine.values, other.values, rtol=1e-5, atol=1e-6)
 
 
 def test_a_matrix_whose_rows_learn_alike_is_whole(toy: Any) -> None:

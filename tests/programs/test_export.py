@@ -9,6 +9,9 @@ from anymodal.__main__ import main
 from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
 from anymodal.model.folder import ModelFolder
 from anymodal.model.unified import AnyModal
+from anymodal.pipeline import Pipeline
+from anymodal.tokens.config import ChatTemplate
+from anymodal.tokens.document import Turn
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.image_config import ImageTokenizerConfig, QuantizerConfig
 
@@ -59,6 +62,20 @@ def test_a_model_made_here_loads_in_transformers(toy: Any, tmp_path: Path, capsy
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
     assert "is not empty; export into a new folder" in capsys.readouterr().err
+
+
+def test_conversations_have_the_same_ids_in_transformers(toy: Any, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    parts = janus_shaped(toy)
+    parts.template = ChatTemplate(before_answer=" ", beside_look="\n", system=("Be kind. ",), answered=("<eos>", "!"))
+    pipe = Pipeline(parts)
+    pipe.save_pretrained(tmp_path / "out", layout="janus")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    turns = [Turn("user", ("what is it?",)), Turn("assistant", ("a dog",)), Turn("user", ("and this?",))]
+    messages = [{"role": turn.role, "content": str(turn.parts[0])} for turn in turns]
+    theirs: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert theirs["input_ids"] == pipe.encoder.encode(turns, complete=False).ids.tolist()
 
 
 def test_what_a_layout_cannot_express_ends_with_code_2(

@@ -295,7 +295,7 @@ def test_it_draws_once_a_decoder_stands_beside_it(tmp_path: Path, fast_tokenizer
     folder = tmp_path / "chameleon"
     write_tiny(folder, fast_tokenizer, spread, crop=(16, 40))
     pipe = anymodal.from_pretrained(folder, device="cpu")
-    with pytest.raises(ValueError, match="has no decoder of pictures.*vqgan.safetensors"):
+    with pytest.raises(ValueError, match="this model has no decoder for pictures"):
         pipe.generate_image("a dog")
     whole = ImageTokenizer(replace(pipe.image_tokenizer.config, has_decoder=True))
     whole.load_state_dict(pipe.image_tokenizer.state_dict(), strict=False)

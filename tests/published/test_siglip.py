@@ -55,7 +55,6 @@ def test_a_model_grows_with_it(tmp_path: Path, spread: Any, fast_tokenizer: Any,
     shape: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 48,
-        "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, **shape)).save_pretrained(
