@@ -1,6 +1,9 @@
 """What tiny published folders are made of."""
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,20 @@ def fast_tokenizer() -> Callable[..., Any]:
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=dict(extra), **named)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def parity() -> Callable[[str], ModuleType]:
+    """Give the parity tests of a layout, whose tiny models other tests use: "janus" for test_janus.py."""
+
+    def load(layout: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"parity_{layout}", Path(__file__).with_name(f"test_{layout}.py"))
+        assert spec is not None and spec.loader is not None  # noqa: PT018
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

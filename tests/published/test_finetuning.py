@@ -1,7 +1,6 @@
 """Every published shape trains on shards through the programs, and goes out again as it came in."""
 
 import csv
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,50 @@ import torch
 import anymodal
 from anymodal.__main__ import main
 
-CLASSES = {
-    "janus": "JanusForConditionalGeneration",
-    "chameleon": "ChameleonForConditionalGeneration",
-    "emu3": "Emu3ForConditionalGeneration",
+# the layout that comes in -> the layout that goes out, its class in transformers
+LAYOUTS = {
+    "janus": ("janus", "JanusForConditionalGeneration"),
+    "janus_original": ("janus", "JanusForConditionalGeneration"),
+    "chameleon": ("chameleon", "ChameleonForConditionalGeneration"),
+    "chameleon_meta": ("chameleon", "ChameleonForConditionalGeneration"),
+    "emu3": ("emu3", "Emu3ForConditionalGeneration"),
 }
 
 
-def write_tiny(layout: str, folder: Path, fast_tokenizer: Any, spread: Any) -> None:
-    """Let transformers write the tiny model that the parity tests of a layout use."""
-    spec = importlib.util.spec_from_file_location(f"tiny_{layout}", Path(__file__).with_name(f"test_{layout}.py"))
-    assert spec is not None and spec.loader is not None  # noqa: PT018
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.write_tiny(folder, fast_tokenizer, spread)
-
-
-@pytest.mark.parametrize("layout", CLASSES)
+@pytest.mark.parametrize("came", LAYOUTS)
 def test_it_learns_both_and_goes_out_again(
-    layout: str, tmp_path: Path, fast_tokenizer: Any, spread: Any, toy: Any, capsys: pytest.CaptureFixture[str]
+    came: str,
+    tmp_path: Path,
+    fast_tokenizer: Any,
+    spread: Any,
+    parity: Any,
+    toy: Any,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     import transformers
 
     folder, coded, tuned, out = (tmp_path / name for name in ("published", "coded", "tuned", "out"))
-    write_tiny(layout, folder, fast_tokenizer, spread)
-    words = ["tokenizers", "codes", "--shards", toy.plain, "--image_tokenizer", str(folder), "--size", "32"]
-    assert main([*words, "--out", str(coded)]) == 0
-    words = ["train", "finetune", "--model", str(folder), "--data.train", str(coded), "--out", str(tuned)]
+    layout, kind = LAYOUTS[came]
+    if came == "chameleon_meta":
+        parity(came).write_release(folder, fast_tokenizer, shards=2)
+    else:
+        parity(came).write_tiny(folder, fast_tokenizer, spread)
+    pipe = anymodal.from_pretrained(folder, device="cpu", allow_pickle=True)
+    side = pipe.parts.layout.sizes[0][0] * pipe.image_tokenizer.config.down_sampling
+    words = ["tokenizers", "codes", "--shards", toy.plain, "--image_tokenizer", str(folder), "--size", str(side)]
+    assert main([*words, "--out", str(coded), "--allow_pickle", "true"]) == 0
+    words = [
+        "train",
+        "finetune",
+        "--allow_pickle",
+        "true",
+        "--model",
+        str(folder),
+        "--data.train",
+        str(coded),
+        "--out",
+        str(tuned),
+    ]
     words += ["--stage.ratios", "{draw: 0.5, answer: 0.5}", "--stage.seq_len", "256", "--stage.questions_per_picture"]
     words += ["1", "--run.steps", "30", "--run.batch_size", "6", "--run.log_every", "1", "--run.precision", "float32"]
     assert main([*words, "--data.num_workers", "0", "--optimizer.learning_rate", "0.003"]) == 0
@@ -48,7 +64,7 @@ def test_it_learns_both_and_goes_out_again(
     words = ["train", "export", "--model", str(tuned / "model"), "--layout", layout, "--out", str(out)]
     assert main(words) == 0
     assert capsys.readouterr().out.endswith(f"{out}: {layout}\n")
-    theirs = getattr(transformers, CLASSES[layout]).from_pretrained(out).eval()
+    theirs = getattr(transformers, kind).from_pretrained(out).eval()
     pipe = anymodal.from_pretrained(tuned / "model", device="cpu")
     ids = torch.tensor([pipe.text_tokenizer.encode("a red apple left of a dog")])
     text = torch.tensor(

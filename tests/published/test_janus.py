@@ -1,6 +1,6 @@
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -155,35 +155,6 @@ def test_a_greedy_picture_is_the_same_code_for_code(pair: Pair, guidance: float)
     )  # fmt: skip
     ids = pipe.sampler.generate([request])[0]
     assert torch.equal(pipe._codes(ids).flatten(), theirs[0])
-
-
-def test_a_sampled_picture_is_equal_in_distribution(tmp_path: Path, fast_tokenizer: Any, spread: Any) -> None:
-    model = write_tiny(tmp_path / "janus", fast_tokenizer, spread)
-    pipe = anymodal.from_pretrained(tmp_path / "janus", device="cpu")
-    request = pipe._image_request(["a red apple"], None, SamplingConfig(guidance_scale=5.0), None, 0)
-    prompt, count = request.prompt.ids[None], 3000
-    assert request.unconditional is not None
-    with torch.no_grad():
-        both = torch.cat((prompt, request.unconditional.ids[None]))
-        hidden = model.model.language_model(input_ids=both).last_hidden_state[:, -1]
-        logits = model.model.generation_head(hidden)
-        theirs = (logits[1] + 5 * (logits[0] - logits[1])).double().softmax(-1)
-    grammar = first_code(request.grammar)
-    seeds = [replace(request, seed=seed, grammar=grammar) for seed in range(count)]
-    drawn = torch.stack(pipe.sampler.generate(seeds))[:, 0] - VOCAB
-    counts = torch.bincount(drawn, minlength=len(theirs)).double()
-    likely = theirs * count > 5
-    chi_square = (((counts - theirs * count) ** 2) / (theirs * count))[likely].sum()
-    freedom = int(likely.sum())
-    assert float(chi_square) < freedom + 4 * (2 * freedom) ** 0.5  # four standard deviations of its distribution
-
-
-def first_code(grammar: Any) -> Any:
-    """End a picture behind its first code."""
-    done = grammar.done.clone()
-    done[grammar.next_state[grammar.start]] = True
-    done[grammar.refused] = False
-    return replace(grammar, done=done)
 
 
 def test_64_greedy_tokens_are_the_same(pair: Pair, noise_picture: Callable[..., Image.Image]) -> None:

@@ -57,8 +57,7 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone().contiguous() for name, tensor in found.items()}
 
 
-@pytest.fixture(scope="module")
-def theirs(fast_tokenizer: Any, spread: Any) -> tuple[Any, Any]:
+def make_theirs(fast_tokenizer: Any, spread: Any) -> tuple[Any, Any]:
     """Make the model in transformers, with its tokenizer."""
     from transformers import JanusConfig, JanusForConditionalGeneration
 
@@ -81,15 +80,32 @@ def theirs(fast_tokenizer: Any, spread: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+@pytest.fixture(scope="module")
+def theirs(fast_tokenizer: Any, spread: Any) -> tuple[Any, Any]:
+    return make_theirs(fast_tokenizer, spread)
+
+
 @pytest.fixture(params=["safetensors", "pickle"])
 def folder(theirs: tuple[Any, Any], tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    write_original(tmp_path, theirs, pickled=request.param == "pickle")
+    return tmp_path
+
+
+def write_tiny(folder: Path, fast_tokenizer: Any, spread: Any) -> None:
+    """Write a tiny Janus of the original code."""
+    folder.mkdir()
+    write_original(folder, make_theirs(fast_tokenizer, spread), pickled=False)
+
+
+def write_original(folder: Path, theirs: tuple[Any, Any], *, pickled: bool) -> None:
+    """Write a model of transformers as the original code would."""
     model, tokenizer = theirs
     state = renamed(model.state_dict())
-    tokenizer.save_pretrained(tmp_path)
-    if request.param == "pickle":
-        torch.save(state, tmp_path / "pytorch_model.bin")
+    tokenizer.save_pretrained(folder)
+    if pickled:
+        torch.save(state, folder / "pytorch_model.bin")
     else:
-        save_file(state, tmp_path / "model.safetensors")
+        save_file(state, folder / "model.safetensors")
     config = {
         "model_type": "multi_modality",
         "aligner_config": {"params": {"depth": 2, "input_dim": 32, "n_embed": 32, "projector_type": "mlp_gelu"}},
@@ -102,8 +118,7 @@ def folder(theirs: tuple[Any, Any], tmp_path: Path, request: pytest.FixtureReque
                             "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256},
         "vision_config": {"params": {"image_size": 32, "head_dim": 8, "select_layer": -1}},
     }  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    return tmp_path
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def load(folder: Path) -> Pipeline:
