@@ -27,9 +27,10 @@ from anymodal.tokens.picture_config import PictureFit
 from anymodal.tokens.tensors import TensorFiles
 from anymodal.tokens.text import TextTokenizer
 from anymodal.tokens.vocabulary import Vocabulary
-from anymodal.tokens.weights import read_json
+from anymodal.tokens.weights import read_json, write_json
 
 NAME = "chameleon-meta"
+KEPT, MAX_TEXT_BYTES = ("text_tokenizer.json", "vqgan.yaml"), 100_000_000
 MAX_SEQ_LEN, MAX_YAML_BYTES = 4096, 1_000_000
 RESERVED = "<reserved08707>"
 """What becomes the placeholder of a picture in transformers, as in their conversion."""
@@ -249,8 +250,28 @@ def load(folder: PublishedFolder) -> ModelFolder:
         text=text,
         image=image,
         grid=(side // image.config.down_sampling, side // image.config.down_sampling),
-        origin=Origin(NAME, params, {}),
+        origin=Origin(NAME, params, {name: read_bytes(release.tokenizer / name, MAX_TEXT_BYTES) for name in KEPT}),
     )
+
+
+def save(parts: ModelFolder, folder: Path) -> None:
+    """Write a folder that Meta's code reads, in one shard.
+
+    Raises:
+        ValueError: the model did not come in this layout, or its heads have norms of several shards.
+    """
+    if parts.origin is None or parts.origin.layout != NAME:
+        raise ValueError(f"only models that came in it are written in the layout {NAME!r}; take 'chameleon'.")
+    model, tokenizer = folder / "models" / "model", folder / "tokenizer"
+    for place in (model, tokenizer):
+        place.mkdir(parents=True)
+    torch.save(names(parts.model.config.transformer).write(parts.model.state_dict()), model / "consolidated.pth")
+    write_json(model / "params.json", {"model": parts.origin.config, "model_parallel_size": 1})
+    write_json(model / "consolidate_params.json", {"model_parallel_size": 1})
+    image = parts.image_tokenizer
+    torch.save({"state_dict": taming_names(image.config).write(image.state_dict())}, tokenizer / "vqgan.ckpt")
+    for name in KEPT:
+        (tokenizer / name).write_bytes(parts.origin.files[name])
 
 
 def load_image_tokenizer(folder: Path, *, allow_pickle: bool) -> tuple[ImageTokenizer, int]:
@@ -335,4 +356,4 @@ def _shards(folder: Path) -> list[tuple[int, Path]]:
     return []
 
 
-LAYOUT = Layout(name=NAME, fits=lambda folder: not folder.config and bool(_models(folder.path)), load=load)
+LAYOUT = Layout(name=NAME, fits=lambda folder: not folder.config and bool(_models(folder.path)), load=load, save=save)

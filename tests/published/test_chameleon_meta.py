@@ -267,8 +267,6 @@ def test_it_goes_out_to_transformers(case: Case, tmp_path: Path, noise_picture: 
     again = anymodal.from_pretrained(tmp_path / "out", device="cpu")
     assert again.image_tokenizer.fingerprint == case.pipe.image_tokenizer.fingerprint
     assert torch.equal(again.model(ours.ids[None]).logits, case.pipe.model(ours.ids[None]).logits)
-    with pytest.raises(ValueError, match="are read from the layout 'chameleon-meta', not written in it"):
-        case.pipe.save_pretrained(tmp_path / "meta", layout="chameleon-meta")
 
 
 def test_names_lead_back(case: Case) -> None:
@@ -363,3 +361,28 @@ def test_a_broken_release_is_named(tmp_path: Path, release: Path, change: Callab
     change(folder)
     with pytest.raises(ValueError, match=message):
         anymodal.from_pretrained(folder, device="cpu", allow_pickle=True)
+
+
+def test_it_goes_out_as_it_came_in(tmp_path: Path, fast_tokenizer: Any) -> None:
+    case = write_release(tmp_path / "in", fast_tokenizer, dtype=torch.bfloat16)
+    case.pipe.save_pretrained(tmp_path / "ours")
+    again = anymodal.from_pretrained(tmp_path / "ours", device="cpu", dtype="stored")
+    again.save_pretrained(tmp_path / "out", layout="chameleon-meta")
+    went = torch.load(tmp_path / "out" / "models" / "model" / "consolidated.pth", weights_only=True)
+    assert all(torch.equal(went[name].float(), tensor.float()) for name, tensor in case.shards[0].items())
+    for name in ("text_tokenizer.json", "vqgan.yaml"):
+        assert (tmp_path / "out" / "tokenizer" / name).read_bytes() == (
+            tmp_path / "in" / "tokenizer" / name
+        ).read_bytes()
+    back = anymodal.from_pretrained(tmp_path / "out", device="cpu", allow_pickle=True)
+    assert back.image_tokenizer.fingerprint == case.pipe.image_tokenizer.fingerprint
+    ids = torch.arange(40, 60)[None]
+    with torch.no_grad():
+        assert torch.equal(back.model(ids).logits, case.pipe.model(ids).logits)
+
+
+def test_norms_of_several_shards_do_not_fit_in_one(tmp_path: Path, fast_tokenizer: Any) -> None:
+    case = write_release(tmp_path / "in", fast_tokenizer, shards=2)
+    with pytest.raises(ValueError, match="one shard has one norm for all heads"):
+        case.pipe.save_pretrained(tmp_path / "out", layout="chameleon-meta")
+    assert not (tmp_path / "out").exists()
