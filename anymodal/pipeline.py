@@ -21,7 +21,7 @@ from anymodal.model.folder import ModelFolder
 from anymodal.model.unified import AnyModal
 from anymodal.published.registry import load_published, save_published
 from anymodal.tokens.batch import Batch, pad
-from anymodal.tokens.document import Codes, Document, DocumentEncoder, Draw, Look, Part, Say, TokenSequence, Turn
+from anymodal.tokens.document import Codes, Document, Draw, Look, Part, Say, TokenSequence, Turn
 from anymodal.tokens.grammar import compile_grammar, spell_sizes
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.text import TextTokenizer
@@ -77,13 +77,7 @@ class Pipeline:
         self.image_tokenizer: ImageTokenizer = parts.image_tokenizer
         self.vocabulary: Vocabulary = parts.model.vocabulary
         self.generation = from_dict(GenerationConfig, parts.generation, "generation_config.json")
-        self.encoder = DocumentEncoder(
-            text_tokenizer=parts.text_tokenizer,
-            vocabulary=self.vocabulary,
-            layout=parts.layout,
-            template=parts.template,
-            look_tokens=parts.model.look_tokens,
-        )
+        self.encoder = parts.encoder()
         self.sampler = Sampler(parts.model)
         self.usage = Usage(tokens=0, seconds=0.0)
 

@@ -23,7 +23,6 @@ from anymodal.model.config import AnyModalConfig, UnderstandingConfig
 from anymodal.model.folder import ModelFolder
 from anymodal.model.unified import AnyModal
 from anymodal.tokens.config import ChatTemplate, PictureLayout
-from anymodal.tokens.document import DocumentEncoder
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.text import TextTokenizer
 from anymodal.tokens.vocabulary import Vocabulary
@@ -99,16 +98,9 @@ def _batches(parts: ModelFolder, data: DataConfig, shards: str, stage: StageConf
     )
     if stage.ratios.draw or understanding is None:
         check_codes(index, reading)
-    encoder = DocumentEncoder(
-        text_tokenizer=parts.text_tokenizer,
-        vocabulary=parts.model.vocabulary,
-        layout=parts.layout,
-        template=parts.template,
-        look_tokens=parts.model.look_tokens,
-    )
     return DocumentBatches(
         index,
-        encoder=encoder,
+        encoder=parts.encoder(),
         reading=reading,
         stage=stage,
         order={"batch_size": run.batch_size, "seed": run.seed, "steps": run.steps, "cache_shards": data.cache_shards},

@@ -14,6 +14,7 @@ from anymodal.configuration import from_dict, to_dict
 from anymodal.model.config import AnyModalConfig
 from anymodal.model.unified import AnyModal
 from anymodal.tokens.config import ChatTemplate, PictureLayout
+from anymodal.tokens.document import DocumentEncoder
 from anymodal.tokens.files import MAX_SIDE_BYTES, check_within, read_bytes
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.tensors import TensorFiles
@@ -53,6 +54,16 @@ class ModelFolder:
     generation: Mapping[str, Any] = field(default_factory=dict)
     card: str = ""
     origin: Origin | None = None
+
+    def encoder(self) -> DocumentEncoder:
+        """Return what writes documents as this model's ids."""
+        return DocumentEncoder(
+            text_tokenizer=self.text_tokenizer,
+            vocabulary=self.model.vocabulary,
+            layout=self.layout,
+            template=self.template,
+            look_tokens=self.model.look_tokens,
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write beside the target, then rename: a full disk leaves what was there.

@@ -16,23 +16,15 @@ from anymodal.data.shards import Sample, write_shards
 from anymodal.learning.batches import Deliveries, DocumentBatches, PictureBatches, StepData, StepSampler, check_codes
 from anymodal.learning.config import StageConfig
 from anymodal.tokens.batch import IGNORE
-from anymodal.tokens.document import DocumentEncoder
 
 ORDER = {"batch_size": 6, "seed": 7, "steps": 5}
 
 
 def make(toy: Any, shards: str = "", **order: int) -> DocumentBatches:
     parts = toy.parts()
-    encoder = DocumentEncoder(
-        text_tokenizer=parts.text_tokenizer,
-        vocabulary=parts.model.vocabulary,
-        layout=parts.layout,
-        template=parts.template,
-        look_tokens=parts.model.look_tokens,
-    )
     return DocumentBatches(
         ShardIndex.open(shards or toy.coded),
-        encoder=encoder,
+        encoder=parts.encoder(),
         reading=Reading(fingerprint=parts.image_tokenizer.fingerprint, look_size=16, prompt_dropout=0.5),
         stage=StageConfig(seq_len=256),
         order={**ORDER, **order},

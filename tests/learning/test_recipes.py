@@ -24,7 +24,6 @@ from anymodal.model.folder import ModelFolder
 from anymodal.model.parts import parts_of
 from anymodal.model.transformer import Segments, Transformer
 from anymodal.tokens.batch import Batch
-from anymodal.tokens.document import DocumentEncoder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(
@@ -70,13 +69,6 @@ def interleaved(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def batch_of(shards: str, parts: ModelFolder, stage: StageConfig) -> Batch:
-    encoder = DocumentEncoder(
-        text_tokenizer=parts.text_tokenizer,
-        vocabulary=parts.model.vocabulary,
-        layout=parts.layout,
-        template=parts.template,
-        look_tokens=parts.model.look_tokens,
-    )
     understanding = parts.model.config.understanding
     reading = Reading(
         fingerprint=parts.image_tokenizer.fingerprint,
@@ -84,7 +76,9 @@ def batch_of(shards: str, parts: ModelFolder, stage: StageConfig) -> Batch:
         prompt_dropout=stage.prompt_dropout,
     )
     order = {"batch_size": 20, "seed": 0, "steps": 1}
-    batches = DocumentBatches(ShardIndex.open(shards), encoder=encoder, reading=reading, stage=stage, order=order)
+    batches = DocumentBatches(
+        ShardIndex.open(shards), encoder=parts.encoder(), reading=reading, stage=stage, order=order
+    )
     return batches[0]
 
 

@@ -16,7 +16,6 @@ from anymodal.model.folder import ModelFolder
 from anymodal.model.parts import parts_of
 from anymodal.model.unified import AnyModal
 from anymodal.tokens.batch import Batch
-from anymodal.tokens.document import DocumentEncoder
 
 NOTHING = Ratios(draw=0.0, answer=0.0, text=0.0)
 TASKS = {
@@ -29,19 +28,14 @@ Changed = Callable[[], dict[str, bool]]
 
 
 def batch_of(toy: Any, parts: ModelFolder, stage: StageConfig) -> Batch:
-    encoder = DocumentEncoder(
-        text_tokenizer=parts.text_tokenizer,
-        vocabulary=parts.model.vocabulary,
-        layout=parts.layout,
-        template=parts.template,
-        look_tokens=parts.model.look_tokens,
-    )
     understanding = parts.model.config.understanding
     reading = Reading(
         fingerprint=parts.image_tokenizer.fingerprint, look_size=understanding.image_size if understanding else None
     )
     order = {"batch_size": 10, "seed": 0, "steps": 1}
-    batches = DocumentBatches(ShardIndex.open(toy.coded), encoder=encoder, reading=reading, stage=stage, order=order)
+    batches = DocumentBatches(
+        ShardIndex.open(toy.coded), encoder=parts.encoder(), reading=reading, stage=stage, order=order
+    )
     return batches[0]
 
 
