@@ -60,7 +60,7 @@ def test_likelihoods_of_all_choices_add_up(toy: Any, changes: dict[str, Any]) ->
     pipe = Pipeline(parts)
     target = " a dog"
     value = pipe.log_likelihood([IMAGE, "What is it?"], target)
-    look = Look(pipe._resolve([IMAGE])[0].picture)
+    look = Look(pipe.prompter.resolve([IMAGE])[0].picture)
     prompt = pipe.encoder.encode([look, "What is it?"], complete=False)
     ids = torch.tensor(parts.text_tokenizer.encode(target))
     total = 0.0
@@ -87,20 +87,25 @@ def test_batches_are_prepared(pipe: Pipeline) -> None:
 
 def test_reconstruction_is_the_image_tokenizers(pipe: Pipeline) -> None:
     (image,) = pipe.reconstruct([IMAGE])
-    codes = pipe._resolve([Codes(IMAGE)])[0].picture
-    assert same(image, pipe._decode_picture(codes))
+    codes = pipe.prompter.resolve([Codes(IMAGE)])[0].picture
+    assert same(image, pipe.prompter.decode_picture(codes))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "int8"])
 def test_a_saved_pipeline_is_loaded(toy: Any, pipe: Pipeline, tmp_path: Path, dtype: str) -> None:
     pipe.save_pretrained(tmp_path / "model")
     again = from_pretrained(tmp_path / "model", device="cpu", dtype=dtype)
-    assert again.model.embedding.weight.dtype == getattr(torch, dtype)
+    assert again.model.get_submodule("transformer.blocks.0.attention.q_proj").weight.dtype == getattr(torch, dtype)
+    light = dtype in ("bfloat16", "int8")
+    assert again.model.embedding.weight.dtype == (torch.float32 if light else getattr(torch, dtype))
     assert again.generation == pipe.generation
     (image,) = again.generate_image("a dog", seed=1)
     if dtype == "float32":
         assert same(image, pipe.generate_image("a dog", seed=1)[0])
     assert isinstance(again.answer(IMAGE, "What is it?", max_new_tokens=3), str)
+    if light:
+        with pytest.raises(ValueError, match="these weights are rounded for sampling; load the model with"):
+            again.save_pretrained(tmp_path / "again")
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
@@ -109,4 +114,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no model folder that is known here: .* model_type None"):
         from_pretrained(tmp_path, allow_pickle=True)
     with pytest.raises(ValueError, match="dtype must be one of"):
-        from_pretrained(tmp_path, dtype="int8")
+        from_pretrained(tmp_path, dtype="int3")
+    with pytest.raises(ValueError, match="int8 weights are for sampling on a CPU, not on cuda"):
+        from_pretrained(tmp_path, dtype="int8", device="cuda")
+    with pytest.raises(ValueError, match="native kernel multiplies float32, bfloat16 and int8 on a CPU"):
+        from_pretrained(tmp_path, dtype="float64", native=True)

@@ -1,6 +1,9 @@
 """Configuration of sampling; free of torch."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+from anymodal.configuration import check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +17,7 @@ class SamplingConfig:
         guidance_scale: weight of the prompt against the unconditional prediction (arXiv:2207.12598); 1 is without.
         image_guidance_scale: weight of the prompt's pictures alone, where it shows some: guidance is then three-way, as
             Chameleon's; None is without.
+        guidance_interval: from and up to which share of a picture's codes guidance acts (arXiv:2404.07724).
     """
 
     temperature: float = 1.0
@@ -21,6 +25,7 @@ class SamplingConfig:
     top_p: float = 1.0
     guidance_scale: float = 1.0
     image_guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -30,6 +35,12 @@ class SamplingConfig:
             raise ValueError(f"top_k must not be negative, got {self.top_k}; 0 keeps all ids.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}; 1 keeps all ids.")
+        start, stop = self.guidance_interval
+        if not 0 <= start <= stop <= 1:
+            raise ValueError(
+                f"guidance_interval must be two shares of a picture, the first no larger, got {start} and {stop}; "
+                "0 and 1 guide all of it."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,3 +50,38 @@ class GenerationConfig:
     image: SamplingConfig = SamplingConfig()
     text: SamplingConfig = SamplingConfig(temperature=0.0)
     max_new_tokens: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How the sampler works; nothing here changes what is sampled, but for `speculation` "accept".
+
+    Args:
+        max_rows: most rows that are computed at once; a guided picture takes two or three.
+        prefill_tokens: longest piece of the prompts that is read at once.
+        batch_invariant: compute in shapes that do not depend on the batch, so that ids are equal in every dtype,
+            whatever else is sampled; costs the work of `max_rows` rows.
+        speculation: guess a window of a picture's codes and check it in one pass: "jacobi" gives the very ids of plain
+            sampling (arXiv:2305.10427 with noise of its own for every place), "accept" ids of the same distribution
+            (arXiv:2410.01699).
+        window: codes that speculation guesses ahead.
+        compile: compile the forward pass of a step (torch.compile), or capture it as a graph on a GPU; pays off for
+            long runs.
+        lag: steps that the device may be ahead of the host, so that none waits for it; None: one on a GPU.
+    """
+
+    max_rows: int = 64
+    prefill_tokens: int = 1024
+    batch_invariant: bool = False
+    speculation: Literal["none", "jacobi", "accept"] = "none"
+    window: int = 16
+    compile: bool = False
+    lag: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges(self, max_rows=2**20, prefill_tokens=2**30, window=2**20)
+        if self.batch_invariant and self.speculation != "none":
+            raise ValueError("batch_invariant computes one id a step, so it goes without speculation; leave one out.")
+        if self.lag is not None and self.lag not in (0, 1):
+            raise ValueError(f"lag must be 0 or 1 steps, got {self.lag}; leave it out for what suits the device.")

@@ -1,227 +1,369 @@
-"""The sampler: requests of any kind and length in one batch."""
+"""Requests of any kind and length in one batch, which rows enter and leave as they come and end."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from anymodal.decoding.choice import choose, guide, guide_three_ways
-from anymodal.decoding.config import SamplingConfig
-from anymodal.model.transformer import KVCache
+from anymodal.decoding.choice import FAULTS, SamplingError
+from anymodal.decoding.config import EngineConfig
+from anymodal.decoding.forward import Forward
+from anymodal.decoding.heads import CODE, TEXT, Automata, Heads, Live, Rows
+from anymodal.decoding.prefill import Prefix, PrefixStore, Reader, digests, piece_of
+from anymodal.decoding.request import Request, Ticket
+from anymodal.decoding.speculation import Speculation
+from anymodal.model.cache import KVCache
 from anymodal.model.unified import AnyModal
-from anymodal.tokens.batch import pad
 from anymodal.tokens.document import TokenSequence
-from anymodal.tokens.grammar import UNBOUNDED, Grammar, stack_grammars
 
-MAX_ROWS = 64
+ROUND = 64  # capacities are multiples, so that later requests fit without moving the cache
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What one row of the sampler writes.
+class Engine:
+    """Write requests as they come; every step chooses one id for each of those that run.
 
-    `unconditional` is the prompt that guidance pushes away from, `pictures` the prompt's pictures alone, for three-way
-    guidance; `image` and `text` say how codes and text are chosen.
-    Sampling ends when the grammar is done, behind one of `stop_ids`, or after `max_new_tokens`.
+    The ids of a request depend on it alone: noise is a function of (seed, position), so batches, orders and caches
+    change nothing (in float64 exactly; in narrower types up to near-ties, or exactly with `batch_invariant`).
+    `kept` rows that have ended are remembered: a prompt that begins like one of them is not read again.
     """
 
-    prompt: TokenSequence
-    grammar: Grammar
-    image: SamplingConfig = SamplingConfig()
-    text: SamplingConfig = SamplingConfig()
-    unconditional: TokenSequence | None = None
-    pictures: TokenSequence | None = None
-    seed: int = 0
-    max_new_tokens: int = 1024
-    stop_ids: frozenset[int] = frozenset()
+    def __init__(self, model: AnyModal, config: EngineConfig | None = None, *, kept: int = 0) -> None:
+        """Serve `model`, whose mode (training or not) is the caller's."""
+        self.model, self.config = model, config or EngineConfig()
+        self.context = model.config.transformer.max_seq_len
+        self.kept = PrefixStore(kept) if kept and not self.config.batch_invariant else None
+        self.reader = Reader(model, self.config, self.kept)
+        self.heads = Heads(model, whole=self.config.batch_invariant)
+        self.forward = Forward(model, self.config)
+        self.automata = Automata(model.device)
+        self.speculation = Speculation(self.config, self.heads, self.automata)
+        self.lag = self.config.lag if self.config.lag is not None else int(model.device.type == "cuda")
+        self.waiting: deque[Ticket] = deque()
+        self.lives: list[Live] = []
+        self.cache: KVCache | None = None
+        self.passes = 0
+        self._used = 0
+        self._pending: deque[tuple[list[Live], Tensor]] = deque()
+        self._clear_tables()
+
+    def _clear_tables(self) -> None:
+        device = self.model.device
+        self.hidden = torch.zeros(0, self.model.config.transformer.dim, device=device)
+        self.state = torch.zeros(0, dtype=torch.long, device=device)
+        self.positions = torch.zeros(0, dtype=torch.long, device=device)
+        self._owner = torch.zeros(0, dtype=torch.long, device=device)
+        self._rows: dict[tuple[int, tuple[int, ...]], Rows] = {}
 
     @property
-    def guided(self) -> bool:
-        """Does this request need a second row."""
-        return self.unconditional is not None and (self.image.guidance_scale != 1.0 or self.three_way)
+    def used_rows(self) -> int:
+        """Rows that are taken."""
+        return self._used
 
     @property
-    def three_way(self) -> bool:
-        """Does this request need a third row."""
-        return self.pictures is not None and self.image.image_guidance_scale is not None
+    def idle(self) -> bool:
+        """Is nothing running or waiting."""
+        return not (self.lives or self.waiting)
 
+    def submit(self, request: Request) -> Ticket:
+        """Let a request wait for its turn.
 
-@dataclass
-class _Rows:
-    """The rows of a running batch: conditional ones first, then the unconditional ones of guided requests.
-
-    Last come those that see pictures alone; `three_way` are their places among the guided.
-    """
-
-    requests: Sequence[Request]
-    grammar: Grammar
-    state: Int[Tensor, " b"]
-    positions: Int[Tensor, " b"]
-    guided: Int[Tensor, " g"]
-    three_way: Int[Tensor, " t"]
-    written: list[list[int]] = field(default_factory=list)
-
-    @property
-    def beside(self) -> Int[Tensor, " r"]:
-        """Give the request of every row behind the conditional ones."""
-        return torch.cat((self.guided, self.guided[self.three_way]))
-
-
-class Sampler:
-    """Write what requests ask for with one model.
-
-    The ids of a row depend on its request alone: noise is a function of (seed, position), so batches, orders and caches
-    change nothing (in float64 exactly; in narrower types up to near-ties).
-    """
-
-    def __init__(self, model: AnyModal) -> None:
-        """Sample from `model`."""
-        self.model = model
+        Raises:
+            ValueError: it does not fit the context, or takes more rows than there are.
+        """
+        budget = request.budget(self.context)
+        if request.num_rows > self.config.max_rows:
+            raise ValueError(
+                f"this request takes {request.num_rows} rows with its guidance, the sampler computes "
+                f"{self.config.max_rows} at once; raise max_rows, or guide less."
+            )
+        ticket = Ticket(request)
+        ticket.done = budget <= 0
+        if not ticket.done:
+            self.waiting.append(ticket)
+        return ticket
 
     @torch.inference_mode()
-    def generate(
-        self, requests: Sequence[Request], on_step: Callable[[int], None] | None = None
-    ) -> list[Int[Tensor, " n"]]:
-        """Return the new ids of every request.
+    def cancel(self, ticket: Ticket) -> None:
+        """Forget a request; its rows are free at once."""
+        if ticket.done:
+            return
+        ticket.cancelled = ticket.done = True
+        if ticket in self.waiting:
+            self.waiting.remove(ticket)
+            return
+        self._settle_all()
+        self._release([live for live in self.lives if live.ticket is ticket])
 
-        Raises:
-            ValueError: a prompt with what follows it does not fit the context.
-            SamplingError: the logits of a row are unusable.
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Let new requests in, choose an id for every one that runs, and read these.
+
+        A row whose logits are no numbers ends with an error in its ticket; the others go on.
         """
-        training = self.model.training
-        self.model.eval()
+        self._admit()
+        if not self.lives:
+            return
+        speculates = self.speculation.possible(self.lives)
+        chosen, bundle = self._choose(speculates)
+        self._pending.append((list(self.lives), bundle))
+        if self._in_lockstep():
+            self._settle_all()
+            self._detach()
+            if speculates:
+                self._read_window()
+            else:
+                self._read_written()
+                self._attach()
+        else:  # the device goes on before the host has seen what was chosen
+            self._advance(chosen)
+            while len(self._pending) > self.lag:
+                self._settle()
+
+    def _in_lockstep(self) -> bool:
+        chooses = any(not live.request.bounded and CODE in live.kinds for live in self.lives)
+        return (
+            self.lag == 0 or self.config.speculation != "none" or chooses
+        )  # whether a picture may begin, and its guidance, are the host's affair
+
+    # rows come
+
+    def _admit(self) -> None:
+        taken = sum(live.request.num_rows for live in self.lives)
+        tickets: list[Ticket] = []
+        while self.waiting and taken + self.waiting[0].request.num_rows <= self.config.max_rows:
+            taken += self.waiting[0].request.num_rows
+            tickets.append(self.waiting.popleft())
+        if not tickets:
+            return
+        self._settle_all()
+        if not self.lives:
+            self._clear_tables()
         try:
-            results: list[Tensor] = []
-            for start in range(0, len(requests), MAX_ROWS):
-                results += self._generate(requests[start : start + MAX_ROWS], on_step)
-            return results
-        finally:
-            self.model.train(training)
+            self._make_room([ticket.request for ticket in tickets])
+        except MemoryError as error:
+            for ticket in tickets:
+                ticket.error, ticket.done = error, True
+            return
+        prompts = [[ticket.request.prompt, *ticket.request.beside()] for ticket in tickets]
+        slots = iter(self._read([prompt for each in prompts for prompt in each]))
+        for ticket, each in zip(tickets, prompts, strict=True):
+            self.lives.append(self._live(ticket, [next(slots) for _ in each]))
+        device, new = self.model.device, self.lives[-len(tickets) :]
+        self.state = torch.cat((self.state, torch.tensor([live.state for live in new], device=device)))
+        starts = torch.tensor([len(live.request.prompt.ids) for live in new], device=device)
+        self.positions = torch.cat((self.positions, starts))
+        self._rebuild()
 
-    def _generate(self, requests: Sequence[Request], on_step: Callable[[int], None] | None) -> list[Tensor]:
-        rows, sequences = self._rows(requests)
-        longest = max(len(sequence.ids) for sequence in sequences)
-        budgets = [self._budget(request) for request in requests]
-        cache = KVCache(
-            self.model.config.transformer,
-            num_rows=len(sequences),
-            capacity=longest + max(budgets),
-            device=self.model.device,
-            dtype=self.model.embedding.weight.dtype,
+    def _live(self, ticket: Ticket, slots: list[int]) -> Live:
+        request, used = ticket.request, len(ticket.request.prompt.ids)
+        state = self.automata.start(request.grammar)
+        return Live(
+            ticket=ticket,
+            slots=slots,
+            state=state,
+            kind=int(self.automata.kind[state]),
+            kinds=self.automata.kinds_of(request.grammar),
+            text_left=request.max_new_tokens,
+            room=self.context - used,
+            images_left=request.max_images,
+            in_picture=request.bounded,
+            drawn_from=used,
         )
-        hidden = self._prefill(sequences, cache)
-        active = torch.tensor([budget > 0 for budget in budgets], device=self.model.device)
-        for step in range(max(budgets)):
-            ids = self._choose(rows, hidden, active)
-            rows.state = torch.where(active, rows.grammar.advance(rows.state, ids), rows.state)
-            rows.positions = rows.positions + active
-            for i, index in enumerate(ids.tolist()):
-                if active[i]:
-                    rows.written[i].append(index)
-            done = rows.grammar.done[rows.state].tolist()
-            for i, request in enumerate(requests):
-                ended = done[i] or len(rows.written[i]) >= budgets[i] or rows.written[i][-1] in request.stop_ids
-                active[i] = active[i] & (not ended)
-            if on_step is not None:
-                on_step(step)
-            if not bool(active.any()):
-                break
-            everything = torch.cat((ids, ids[rows.beside]))
-            hidden = self.model.step(everything[:, None], cache)[:, -1]
-            cache.keep(torch.ones_like(cache.lengths), cache.longest)
-        return [torch.tensor(written, dtype=torch.long) for written in rows.written]
 
-    def _rows(self, requests: Sequence[Request]) -> tuple[_Rows, list[TokenSequence]]:
-        device = self.model.device
-        grammar, starts = stack_grammars([request.grammar for request in requests])
-        guided = [i for i, request in enumerate(requests) if request.guided]
-        three_way = [place for place, i in enumerate(guided) if requests[i].three_way]
-        beside = [requests[i].unconditional for i in guided] + [requests[guided[place]].pictures for place in three_way]
-        sequences = [request.prompt for request in requests] + [each for each in beside if each is not None]
-        rows = _Rows(
-            requests=requests,
-            grammar=grammar.to(device),
-            state=starts.to(device),
-            positions=torch.tensor([len(request.prompt.ids) for request in requests], device=device),
-            guided=torch.tensor(guided, dtype=torch.long, device=device),
-            three_way=torch.tensor(three_way, dtype=torch.long, device=device),
-            written=[[] for _ in requests],
-        )
-        return rows, sequences
+    def _make_room(self, requests: Sequence[Request]) -> None:
+        """Let the cache hold these requests too."""
+        rows = sum(live.request.num_rows for live in self.lives) + sum(each.num_rows for each in requests)
+        spare = 2 + (self.config.window if self.config.speculation != "none" else 0)
+        used = [max(len(s.ids) for s in (each.prompt, *each.beside())) + each.budget(self.context) for each in requests]
+        tokens = -(-(max(used) + spare) // ROUND) * ROUND
+        if self.config.batch_invariant:
+            rows, piece = self.config.max_rows, piece_of(self.config)
+            tokens = -(-(self.context + spare) // piece) * piece
+        if self.cache is not None and rows <= self.cache.num_rows and tokens <= self.cache.capacity:
+            return
+        shape = self.model.config.transformer
+        if self.cache is not None:
+            rows, tokens = max(rows, self.cache.num_rows), max(tokens, self.cache.capacity)
+            self.cache = self.cache.grown(shape, num_rows=rows, capacity=tokens)
+            return
+        self.cache = KVCache(
+            shape, num_rows=rows, capacity=tokens, device=self.model.device, dtype=self.model.embedding.weight.dtype,
+            bucket=tokens if self.config.batch_invariant else self.forward.bucket,
+        )  # fmt: skip
 
-    def _budget(self, request: Request) -> int:
-        """Return how many ids a request may write; what the grammar bounds, such as a picture, is always finished.
+    def _read(self, sequences: Sequence[TokenSequence]) -> list[int]:
+        """Read prompts into rows behind those in use."""
+        assert self.cache is not None, "there is a cache before there are rows"
+        slots, hidden = self.reader.read(sequences, self.cache, self._used)
+        self.hidden = torch.cat((self.hidden.to(hidden.dtype), hidden))
+        self._used += len(sequences)
+        return slots
 
-        Raises:
-            ValueError: the context cannot hold them.
-        """
-        longest = int(request.grammar.steps_left[request.grammar.start])
-        bounded = longest < UNBOUNDED
-        wanted = longest if bounded else request.max_new_tokens
-        context, used = self.model.config.transformer.max_seq_len, len(request.prompt.ids)
-        beside = [request.unconditional if request.guided else None, request.pictures if request.three_way else None]
-        used = max([used, *(len(each.ids) for each in beside if each is not None)])
-        if used + (wanted if bounded else 1) > context:
-            raise ValueError(
-                f"the prompt has {used} tokens and {wanted} are to follow, the context holds {context}; "
-                "shorten the prompt."
-            )
-        return min(wanted, context - used)
+    def _attach(self) -> None:
+        """Give requests that have just begun a picture the rows that guidance compares with."""
+        begun = [live for live in self.lives if live.in_picture and len(live.slots) == 1 and live.request.guided]
+        for live in begun:
+            if live.request.guides is not None:
+                guides = live.request.guides(live.ticket.sequence)
+                wanted = [guides.unconditional, *([guides.pictures] if guides.pictures is not None else [])]
+                live.slots += self._read(wanted[: live.request.num_rows - 1])
+        if begun:
+            self._rebuild()
 
-    def _prefill(self, sequences: Sequence[TokenSequence], cache: KVCache) -> Float[Tensor, "b d"]:
-        """Read all prompts at once, padded on the right; return the hidden states of their last tokens."""
-        batch = pad(sequences, 0, self.model.look_tokens).to(self.model.device)
-        counts = torch.tensor([len(sequence.ids) for sequence in sequences], device=self.model.device)
-        pixels = batch.look_pixels
-        hidden = self.model.step(
-            batch.ids, cache, None if pixels is None else pixels.to(self.model.embedding.weight.dtype), batch.look_index
-        )
-        cache.keep(counts, int(counts.max()))
-        return hidden[torch.arange(len(counts), device=counts.device), counts - 1]
+    def _detach(self) -> None:
+        """Free these rows behind the picture."""
+        behind = [live for live in self.lives if live.request.guides is not None and not live.in_picture]
+        freed = [slot for live in behind for slot in live.slots[1:]]
+        for live in behind:
+            live.slots = live.slots[:1]
+        if freed:
+            self._free(sorted(freed, reverse=True))
+            self._rebuild()
 
-    def _choose(self, rows: _Rows, hidden: Float[Tensor, "r d"], active: Bool[Tensor, " b"]) -> Int[Tensor, " b"]:
-        """Choose an id for every active row; the others get id 0, which nobody reads."""
-        count = len(rows.requests)
-        codes_next = rows.grammar.codes_next[rows.state]
-        logits = self._logits(hidden, torch.cat((codes_next, codes_next[rows.beside])))
-        conditional = logits[:count]
-        if len(rows.guided):
-            pushed = self._guided(rows, conditional[rows.guided], logits[count:], codes_next[rows.guided])
-            conditional = conditional.index_copy(0, rows.guided, pushed)
-        which = torch.nonzero(active).flatten()
-        drawing = codes_next.tolist()
-        settings = [rows.requests[i].image if drawing[i] else rows.requests[i].text for i in which.tolist()]
-        seeds = torch.tensor([rows.requests[i].seed for i in which.tolist()], device=logits.device)
-        allowed = rows.grammar.mask(rows.state[which])
-        ids = choose(conditional[which], allowed, settings, seeds, rows.positions[which])
-        return torch.zeros(count, dtype=torch.long, device=logits.device).index_copy(0, which, ids)
+    def _rebuild(self) -> None:
+        owners = [0] * self._used
+        for number, live in enumerate(self.lives):
+            for slot in live.slots:
+                owners[slot] = number
+        self._owner = torch.tensor(owners, dtype=torch.long, device=self.model.device)
+        self._rows.clear()
 
-    def _guided(
-        self, rows: _Rows, conditional: Float[Tensor, "g v"], beside: Float[Tensor, "r v"], codes: Bool[Tensor, " g"]
-    ) -> Float[Tensor, "g v"]:
-        """Guide the rows that want codes; `beside` are the logits of the rows behind the conditional ones."""
-        images = [rows.requests[i].image for i in rows.guided.tolist()]
-        scale = torch.where(codes, beside.new_tensor([image.guidance_scale for image in images]), 1.0)
-        unconditional, pictures = beside.split([len(images), len(rows.three_way)])
-        pushed = guide(conditional, unconditional, scale)
-        if len(rows.three_way):
-            which = rows.three_way
-            chosen = beside.new_tensor([images[place].image_guidance_scale or 0.0 for place in which.tolist()])
-            image_scale = torch.where(codes[which], chosen, 1.0)
-            inner = guide_three_ways(conditional[which], pictures, unconditional[which], scale[which], image_scale)
-            pushed = pushed.index_copy(0, which, inner)
-        return pushed.masked_fill(conditional.isneginf(), -torch.inf)  # ids of the other head
+    # rows choose
 
-    def _logits(self, hidden: Float[Tensor, "r d"], wants_codes: Bool[Tensor, " r"]) -> Float[Tensor, "r v"]:
-        """Compute for every row only the head that its grammar asks for; other ids get -inf."""
-        model = self.model
-        logits = hidden.new_full((len(hidden), model.vocabulary.size), -torch.inf)
-        drawing = torch.nonzero(wants_codes).flatten()
-        writing = torch.nonzero(~wants_codes).flatten()
-        if len(drawing):
-            logits[drawing[:, None], model.image_ids[None]] = model.image_logits(hidden[drawing])
-        if len(writing):
-            logits[writing, : model.num_text_rows] = model.text_logits(hidden[writing])
-        return logits
+    def _choose(self, speculates: bool) -> tuple[Int[Tensor, " b"], Int[Tensor, "4 b"]]:
+        """Choose an id for every request; return ids, and for the host ids, faults, states and their kinds."""
+        kind = self.automata.kind[self.state]
+        ids, faults = self.automata.forced[self.state], torch.zeros_like(self.state)
+        for which in (TEXT, CODE):
+            places = self._places(which)
+            if not places:
+                continue
+            rows = self._rows_of(which, places)
+            positions, state = self.positions[rows.lives], self.state[rows.lives]
+            if which == CODE:
+                choice = self.heads.codes(self.hidden, rows, positions)
+            else:
+                closed = [i for i, place in enumerate(places) if self._is_closed(self.lives[place])]
+                choice = self.heads.texts(self.hidden, rows, positions, self.automata.grammar, state, closed)
+            due = kind[rows.lives] == which
+            ids[rows.lives] = torch.where(due, choice.ids, ids[rows.lives])
+            faults[rows.lives] = torch.where(due, choice.faults, faults[rows.lives])
+        if speculates:
+            ids = self.speculation.fixed(self.lives, ids)
+        self.state = self.automata.grammar.advance(self.state, ids)
+        self.positions = self.positions + 1
+        return ids, torch.stack((ids, faults, self.state, self.automata.kind[self.state]))
+
+    def _places(self, which: int) -> tuple[int, ...]:
+        """Return the requests that choose, or where the host is behind may choose, by a head."""
+        if not self._in_lockstep():
+            found = (i for i, live in enumerate(self.lives) if which in live.kinds)
+        else:
+            found = (i for i, live in enumerate(self.lives) if live.kind == which)
+        return tuple(found)
+
+    def _rows_of(self, which: int, places: tuple[int, ...]) -> Rows:
+        if (which, places) not in self._rows:
+            self._rows[which, places] = Rows.of(self.lives, places, which, self.model.device)
+        return self._rows[which, places]
+
+    @staticmethod
+    def _is_closed(live: Live) -> bool:
+        return not live.request.bounded and not live.may_draw
+
+    def _read_written(self) -> None:
+        """Read what was chosen for the requests that go on."""
+        if self.lives:
+            ids = torch.tensor([live.ticket.written[-1] for live in self.lives], device=self.model.device)
+            self._advance(ids)
+
+    def _read_window(self) -> None:
+        """Read what was chosen with guesses behind it, and keep those that hold."""
+        if not self.lives:
+            return
+        assert self.cache is not None, "there is a cache before there are rows"
+        written = torch.tensor([live.ticket.written[-1] for live in self.lives], device=self.model.device)
+        window = self.speculation.window(self.lives, written, self.state)
+        self.passes += 1
+        hidden = self.forward.window(window.ids[self._owner], self.cache, self._used)
+        rows = self._rows_of(CODE, tuple(range(len(self.lives))))
+        kept = self.speculation.judge(self.lives, window, hidden, rows, self.positions)
+        counts = kept[self._owner]
+        self.cache.keep((counts + 1).tolist(), slice(0, self._used))
+        self.hidden = hidden[torch.arange(self._used, device=hidden.device), counts]
+        every = torch.arange(len(kept), device=kept.device)
+        self.state, self.positions = window.states[every, kept], self.positions + kept
+        kinds = self.automata.kind[window.states].tolist()
+        for i, (live, count) in enumerate(zip(self.lives, kept.tolist(), strict=True)):
+            for place in range(1, count + 1):
+                live.kind = kinds[i][place]
+                live.write(int(window.ids[i, place]), self.heads.boi, self.model.vocabulary.special("eoi"))
+            live.state = int(self.state[i])
+        self._release([live for live in self.lives if live.ended])
+        self._detach()
+
+    def _advance(self, ids: Int[Tensor, " b"]) -> None:
+        assert self.cache is not None, "there is a cache before there are rows"
+        self.passes += 1
+        self.hidden = self.forward(ids[self._owner], self.cache, self._used)
+
+    # rows end
+
+    def _settle_all(self) -> None:
+        while self._pending:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Let the host read what was chosen, and free the rows of requests that have ended."""
+        lives, bundle = self._pending.popleft()
+        for live, (index, fault, state, kind) in zip(lives, bundle.T.tolist(), strict=True):
+            if live.ended:
+                continue
+            live.state, live.kind = state, kind
+            if fault:
+                place = self.lives.index(live)
+                live.ticket.error = SamplingError(
+                    f"the logits of row {place} hold {FAULTS[fault]}; check the weights, or compute in float32."
+                )
+                live.ended = True
+                continue
+            live.write(index, self.heads.boi, self.model.vocabulary.special("eoi"))
+        self._release([live for live in lives if live.ended and live in self.lives])
+
+    def _release(self, ended: Sequence[Live]) -> None:
+        if not ended:
+            return
+        for live in ended:
+            live.ended = live.ticket.done = True
+            self.speculation.forget(live)
+            if self.kept is not None and live.ticket.error is None:
+                self._keep(live)
+        keep = [i for i, live in enumerate(self.lives) if live not in ended]
+        self.lives = [self.lives[i] for i in keep]
+        index = torch.tensor(keep, dtype=torch.long, device=self.model.device)
+        self.state, self.positions = self.state[index], self.positions[index]
+        self._free(sorted((slot for live in ended for slot in live.slots), reverse=True))
+        self._rebuild()
+
+    def _free(self, slots: Sequence[int]) -> None:
+        """Fill the holes that rows leave with the last rows."""
+        assert self.cache is not None, "there is a cache before there are rows"
+        for slot in slots:
+            last = self._used - 1
+            self.cache.clear(slot)
+            if slot != last:
+                self.cache.copy(last, slot)
+                self.hidden[slot] = self.hidden[last]
+                for live in self.lives:
+                    live.slots = [slot if each == last else each for each in live.slots]
+                self.cache.clear(last)
+            self._used = last
+        self.hidden = self.hidden[: self._used]
+
+    def _keep(self, live: Live) -> None:
+        assert self.cache is not None and self.kept is not None, "rows that end have been in a cache"
+        sequence = live.ticket.sequence
+        count = self.cache.filled(live.slots[0])
+        self.kept.add(Prefix(tuple(sequence.ids[:count].tolist()), digests(sequence), self.cache.save(live.slots[0])))

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Usage:
-    """What the last call cost: ids written, by all rows, and seconds."""
+    """What the last call cost: ids written, by all rows, seconds, and forward passes behind the prompts."""
 
     tokens: int
     seconds: float
     rows: int = 0
+    passes: int = 0
 
     def report(self, what: str, count: int | None = None) -> str:
         """Return one line, such as "4 images, 260 tokens in 0.5 s (520 tokens/s)"."""

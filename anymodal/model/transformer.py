@@ -1,4 +1,4 @@
-"""The early-fusion decoder and its key-value cache."""
+"""The early-fusion decoder."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from anymodal.model.cache import CacheStep
 from anymodal.model.config import TransformerConfig
 
 
@@ -38,75 +39,6 @@ class Segments:
         valid = offsets[None] < counts[:, None]
         scatter[gather[valid]] = torch.arange(gather.numel(), device=flat.device).view_as(gather)[valid]
         return cls(gather=gather, scatter=scatter)
-
-
-class KVCache:
-    """Preallocated keys and values; every row has a length of its own.
-
-    >>> KVCache(TransformerConfig(), num_rows=2, capacity=32).lengths.tolist()
-    [0, 0]
-    """
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        *,
-        num_rows: int,
-        capacity: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """Reserve room for `capacity` tokens a row."""
-        shape = (config.depth, num_rows, config.num_kv_heads, capacity, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.ids = torch.zeros(num_rows, capacity, dtype=torch.long, device=device)
-        self.lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
-        self.longest = 0
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that a row can hold."""
-        return self.keys.shape[3]
-
-    def reserve(self, ids: Int[Tensor, "b n"]) -> "CacheStep":
-        """Put ids on the next places of every row.
-
-        Raises:
-            ValueError: the cache is full.
-        """
-        count = ids.shape[1]
-        self.longest += count
-        if self.longest > self.capacity:
-            raise ValueError(
-                f"the cache holds {self.capacity} tokens a row, {self.longest} are needed; make it larger."
-            )
-        places = self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
-        self.ids.scatter_(1, places, ids)
-        visible = torch.arange(self.longest, device=self.lengths.device) <= places[:, :, None]
-        return CacheStep(cache=self, places=places, visible=visible[:, None])
-
-    def keep(self, counts: Int[Tensor, " rows"], longest: int) -> None:
-        """Keep the first `counts` of the places reserved last; `longest` is the largest resulting length."""
-        self.lengths = self.lengths + counts
-        self.longest = longest
-
-
-@dataclass(frozen=True)
-class CacheStep:
-    """The places that one forward pass writes, and what its queries may see."""
-
-    cache: KVCache
-    places: Int[Tensor, "b n"]
-    visible: Tensor
-
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [b, heads, n, head_dim] keys and values of a layer, and return all visible ones."""
-        rows = torch.arange(len(self.places), device=self.places.device)[:, None]
-        self.cache.keys[layer][rows, :, self.places] = keys.transpose(1, 2).to(self.cache.keys.dtype)
-        self.cache.values[layer][rows, :, self.places] = values.transpose(1, 2).to(self.cache.values.dtype)
-        longest = self.visible.shape[-1]
-        return self.cache.keys[layer, :, :, :longest], self.cache.values[layer, :, :, :longest]
 
 
 class HeadNorm(nn.Module):
@@ -151,14 +83,14 @@ class Attention(nn.Module):
                 F.embedding(context.gather, t.flatten(2).flatten(0, 1)).unflatten(-1, (-1, width)) for t in (q, k, v)
             )
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.to(q.dtype).transpose(1, 2)
-        mask = None
+        mask, causal = None, True
         if isinstance(context, CacheStep):
             k, v = context.write(self.layer, k, v)
-            q, mask = q.to(k.dtype), context.visible
+            q, mask, causal = q.to(k.dtype), context.visible, context.causal
         dropout = self.config.attention_dropout if self.training else 0.0
         grouped = self.config.num_kv_heads != self.config.num_heads
         mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
         )
         out = rearrange(mixed, "b heads n k -> b n (heads k)")
         if isinstance(context, Segments):

@@ -1,5 +1,6 @@
 """AnyModal: embeddings, transformer and heads in one pure module."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -9,9 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from anymodal.model.cache import CacheStep, KVCache
 from anymodal.model.config import AnyModalConfig
 from anymodal.model.loss import TokenLoss, token_loss
-from anymodal.model.transformer import CacheStep, KVCache, Segments, Transformer
+from anymodal.model.transformer import Segments, Transformer
 from anymodal.model.understanding import UnderstandingEncoder
 from anymodal.tokens.batch import IGNORE, Batch
 from anymodal.tokens.vocabulary import Vocabulary
@@ -91,6 +93,9 @@ class AnyModal(nn.Module):
         code_of[codes] = torch.arange(len(codes), device=codes.device)
         self.register_buffer("code_of", code_of, persistent=False)
         self.register_buffer("image_ids", codes.clone(), persistent=False)
+        self.code_head: Callable[[Tensor], Tensor] | None = (
+            None  # the rows of a shared head that a sampler has gathered
+        )
 
     @torch.no_grad()
     def start_from_codebook(self, vectors: Float[Tensor, "k c"]) -> None:
@@ -134,7 +139,7 @@ class AnyModal(nn.Module):
             )
         x = self.embed(batch.ids, batch.look_pixels, batch.look_index)
         columns = torch.arange(batch.ids.shape[1], device=x.device).expand_as(batch.ids)
-        x = self._with_places(x, batch.ids, row=batch.ids, places=columns)
+        x = self._with_places(x, batch.ids, columns)
         segments = None if batch.documents is None else Segments.of(batch.documents)
         hidden = self.transformer(x, batch.positions, segments)
         return ModelOutput(hidden=hidden, losses=self._losses(hidden, batch.targets), model=self)
@@ -147,8 +152,11 @@ class AnyModal(nn.Module):
         look_index: Int[Tensor, "p t"] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Append ids to the cached rows, return their hidden states; the caller says with `cache.keep` what stays."""
-        step: CacheStep = cache.reserve(ids)
-        x = self._with_places(self.embed(ids, look_pixels, look_index), ids, row=cache.ids, places=step.places)
+        return self.append(self.embed(ids, look_pixels, look_index), ids, cache.reserve(ids.shape[1]))
+
+    def append(self, x: Float[Tensor, "b n d"], ids: Int[Tensor, "b n"], step: CacheStep) -> Float[Tensor, "b n d"]:
+        """Append embedded ids at reserved places of a cache, return their hidden states."""
+        x = self._with_places(x, ids, step.places, step.begins)
         return self.transformer(x, step.places, step)
 
     def embed(
@@ -175,15 +183,26 @@ class AnyModal(nn.Module):
         return x
 
     def _with_places(
-        self, x: Float[Tensor, "b n d"], ids: Int[Tensor, "b n"], *, row: Int[Tensor, "b m"], places: Int[Tensor, "b n"]
+        self,
+        x: Float[Tensor, "b n d"],
+        ids: Int[Tensor, "b n"],
+        places: Int[Tensor, "b n"],
+        begins: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Tell a picture's start and its codes how far into the picture they stand; `ids` are at `places` of `row`."""
+        """Tell a picture's start and its codes how far into the picture they stand.
+
+        `begins` says where the last picture of each row began before these ids, and is moved on.
+        """
         if self.place_embedding is None:
             return x
-        begin = self.vocabulary.special("boi")
-        here = torch.arange(row.shape[1], device=row.device)
-        starts = torch.where(row == begin, here, -1).cummax(1).values.gather(1, places)
-        drawing = (ids == begin) | (self.code_of[ids] >= 0)
+        is_begin = ids == self.vocabulary.special("boi")
+        starts = torch.where(is_begin, places, -1)
+        if begins is not None:
+            starts[:, 0] = torch.maximum(starts[:, 0], begins)
+        starts = starts.cummax(1).values
+        if begins is not None:
+            begins.copy_(starts[:, -1])
+        drawing = is_begin | (self.code_of[ids] >= 0)
         since = (places - starts).clamp(0, self.config.picture_places - 1)
         return x + torch.where(drawing[..., None], self.place_embedding(since), 0.0).to(x.dtype)
 
@@ -195,6 +214,8 @@ class AnyModal(nn.Module):
         """Score the image codes."""
         if self.config.heads == "decoupled":
             return self.image_head(hidden)
+        if self.code_head is not None:
+            return self.code_head(hidden)
         return F.linear(hidden, self.head.weight[self.image_ids])
 
     def _losses(self, hidden: Float[Tensor, "b n d"], targets: Int[Tensor, "b n"]) -> dict[str, TokenLoss]:

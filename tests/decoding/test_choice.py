@@ -6,16 +6,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from anymodal.decoding.choice import SamplingError, choose, guide
+from anymodal.decoding.choice import NOT_NUMBERS, NOTHING_ALLOWED, Choice, Settings, choose, guide
 from anymodal.decoding.config import SamplingConfig
 from anymodal.decoding.noise import gumbel
 
 
-def pick(logits: Tensor, config: SamplingConfig, seeds: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
+def pick(logits: Tensor, config: SamplingConfig | list[SamplingConfig], allowed: Tensor | None = None) -> Tensor:
+    choice = choosing(logits, config, allowed)
+    assert not choice.faults.any()
+    return choice.ids
+
+
+def choosing(logits: Tensor, config: SamplingConfig | list[SamplingConfig], allowed: Tensor | None = None) -> Choice:
     rows = len(logits)
-    seeds = torch.arange(rows) if seeds is None else seeds
-    allowed = torch.ones_like(logits, dtype=torch.bool) if allowed is None else allowed
-    return choose(logits, allowed, [config] * rows, seeds, torch.full((rows,), 5))
+    settings = Settings.of(config if isinstance(config, list) else [config] * rows)
+    positions = torch.full((rows,), 5)
+    ids = torch.arange(logits.shape[1])
+    return choose(logits, settings, ids=ids, seeds=torch.arange(rows), positions=positions, allowed=allowed)
 
 
 def kept(probabilities: list[float], config: SamplingConfig) -> set[int]:
@@ -61,7 +68,7 @@ def test_temperature_zero_takes_the_most_likely() -> None:
     logits = torch.randn(10, 7)
     assert torch.equal(pick(logits, SamplingConfig(temperature=0.0)), logits.argmax(-1))
     mixed = [SamplingConfig(temperature=0.0), SamplingConfig(top_k=2)] * 5
-    ids = choose(logits, torch.ones(10, 7, dtype=torch.bool), mixed, torch.arange(10), torch.full((10,), 5))
+    ids = pick(logits, mixed)
     assert torch.equal(ids[::2], logits.argmax(-1)[::2])
     assert torch.equal(ids[1::2], pick(logits, SamplingConfig(top_k=2))[1::2])
 
@@ -73,20 +80,27 @@ def test_guidance_pushes_away() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_unusable_logits_are_named(value: float) -> None:
+def test_unusable_logits_are_told_a_row(value: float) -> None:
     logits = torch.zeros(3, 4)
     logits[1, 2] = value
-    with pytest.raises(SamplingError, match="the logits of row 1 hold"):
-        pick(logits, SamplingConfig())
+    assert choosing(logits, SamplingConfig()).faults.tolist() == [0, NOT_NUMBERS, 0]
     allowed = torch.ones(3, 4, dtype=torch.bool)
     allowed[:, 2] = False  # what the grammar forbids does not matter
-    assert pick(logits, SamplingConfig(), allowed=allowed).shape == (3,)
+    assert choosing(logits, SamplingConfig(), allowed).faults.tolist() == [0, 0, 0]
     allowed[2] = False
-    with pytest.raises(SamplingError, match="row 2 hold no finite number"):
-        pick(torch.zeros(3, 4), SamplingConfig(), allowed=allowed)
+    assert choosing(logits, SamplingConfig(), allowed).faults.tolist() == [0, 0, NOTHING_ALLOWED]
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_ids_are_those_handed_in() -> None:
+    settings = Settings.of([SamplingConfig(temperature=0.0)] * 2)
+    where = {"seeds": torch.arange(2), "positions": torch.arange(2)}
+    chosen = choose(torch.eye(2, 3), settings, ids=torch.tensor([7, 5, 9]), **where)
+    assert chosen.ids.tolist() == [7, 5]
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"guidance_interval": (0.5, 0.2)}]
+)
 def test_ranges_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         SamplingConfig(**options)

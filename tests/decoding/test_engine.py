@@ -1,140 +1,159 @@
 """The sampler against a loop without cache or batch: in float64 the ids of a request are its own."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 
-from anymodal.decoding.choice import SamplingError, choose
-from anymodal.decoding.config import SamplingConfig
-from anymodal.decoding.engine import Request, Sampler
-from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
-from anymodal.model.unified import AnyModal
-from anymodal.tokens.batch import pad
-from anymodal.tokens.config import ChatTemplate, PictureLayout
-from anymodal.tokens.document import Codes, DocumentEncoder, Look, TokenSequence
-from anymodal.tokens.grammar import UNBOUNDED, compile_grammar
-from anymodal.tokens.text import TextTokenizer
-from anymodal.tokens.vocabulary import Vocabulary
+from anymodal.decoding.choice import SamplingError
+from anymodal.decoding.config import EngineConfig
+from anymodal.decoding.engine import Engine
+from anymodal.decoding.request import Ticket
+from anymodal.decoding.sampler import Sampler
+from anymodal.model.cache import KVCache
+from anymodal.tokens.document import Codes
 
-TEXT = TextTokenizer.learn(["a red apple and a dog"], vocab_size=280)
-VOCABULARY = Vocabulary.build(text_size=TEXT.vocab_size, specials=TEXT.specials, codebook_size=16)
-LAYOUTS = {
-    "fixed": PictureLayout(sizes=((3, 4),)),
-    "rows": PictureLayout(kind="rows", sizes=((2, 3), (3, 2), (1, 4))),
-}
+Make = Callable[..., Any]
 
 
-class Setup:
-    """A random model in float64 and requests to it."""
+@pytest.fixture(scope="module")
+def slow(make_setup: Make) -> Callable[[str, str], list[list[int]]]:
+    """Give what every request of a setup must write."""
 
-    def __init__(self, heads: Any = "decoupled", layout: str = "fixed") -> None:
-        torch.manual_seed(0)
-        transformer = TransformerConfig(
-            dim=32, depth=2, num_heads=2, num_kv_heads=1, head_dim=16, hidden_dim=64, max_seq_len=96
-        )
-        understanding = UnderstandingConfig(image_size=16, patch_size=8, dim=8, depth=1, num_heads=2, hidden_dim=16)
-        config = AnyModalConfig(transformer=transformer, understanding=understanding, heads=heads)
-        self.model = AnyModal(config, VOCABULARY).double()
-        for parameter in self.model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-        self.layout = LAYOUTS[layout]
-        self.encoder = DocumentEncoder(
-            text_tokenizer=TEXT, vocabulary=VOCABULARY, layout=self.layout, template=ChatTemplate(), look_tokens=4
-        )
-        self.sampler = Sampler(self.model)
+    @cache
+    def write(heads: str, layout: str) -> list[list[int]]:
+        setup = make_setup(heads, layout)
+        return [setup.slowly(request) for request in setup.requests()]
 
-    def grammar(self, want: Any) -> Any:
-        return compile_grammar(VOCABULARY, self.layout, want, text_tokenizer=TEXT)
-
-    def draw(self, text: str, seed: int, **options: float) -> Request:
-        return Request(
-            prompt=self.encoder.prompt_image([text]),
-            unconditional=self.encoder.prompt_image([""]),
-            grammar=self.grammar("image"),
-            image=SamplingConfig(**options),  # type: ignore[arg-type]
-            seed=seed,
-        )
-
-    def redraw(self, seed: int, **options: float) -> Request:
-        seen = torch.linspace(-1, 1, 768).view(3, 16, 16)
-        prompt = self.encoder.prompt_image([Look(seen), "a dog", Look(-seen)])
-        alone = self.encoder.pictures_alone(prompt)
-        return replace(self.draw("", seed, **options), prompt=prompt, pictures=alone)
-
-    def write(self, text: str, seed: int, want: str = "text", look: bool = False) -> Request:
-        picture = [Look(torch.linspace(-1, 1, 768).view(3, 16, 16))] if look else []
-        prompt = self.encoder.encode([*picture, text], complete=False)
-        return Request(prompt=prompt, grammar=self.grammar(want), seed=seed, max_new_tokens=20)
-
-    def requests(self) -> list[Request]:
-        return [
-            self.draw("a dog", 1, guidance_scale=3.0, top_k=9),
-            self.write("what is it?", 2, look=True),
-            self.draw("a red apple and a dog", 3),
-            self.draw("apple", 4, guidance_scale=2.0, top_p=0.8, temperature=0.7),
-            self.write("a", 5, want="any"),
-            self.draw("dog", 6, temperature=0.0),
-            self.redraw(8, guidance_scale=3.0, image_guidance_scale=1.2),
-            self.redraw(9, guidance_scale=1.0, image_guidance_scale=2.0, temperature=0.5),
-            replace(self.write("and", 7), max_new_tokens=3),
-        ]
-
-    def slowly(self, request: Request) -> list[int]:
-        """Write with a whole forward pass an id."""
-        state, ids = request.grammar.start, list[int]()
-        bounded = int(request.grammar.steps_left[state]) < UNBOUNDED
-        while not bool(request.grammar.done[state]) and (bounded or len(ids) < request.max_new_tokens):
-            drawing = bool(request.grammar.codes_next[state])
-            logits = self.logits(request.prompt, ids, drawing)
-            if drawing and request.unconditional is not None:
-                plain, scale = self.logits(request.unconditional, ids, drawing), request.image.guidance_scale
-                by_image = request.image.image_guidance_scale
-                if by_image is None or request.pictures is None:
-                    logits = plain + scale * (logits - plain)
-                else:
-                    seen = self.logits(request.pictures, ids, drawing)
-                    logits = plain + by_image * (seen - plain) + scale * (logits - seen)
-            full = torch.full((1, VOCABULARY.size), -torch.inf, dtype=torch.float64)
-            full[0, VOCABULARY.table() if drawing else slice(len(logits))] = logits
-            position = torch.tensor([len(request.prompt.ids) + len(ids)])
-            settings, mask = request.image if drawing else request.text, request.grammar.mask(torch.tensor([state]))
-            index = int(choose(full, mask, [settings], torch.tensor([request.seed]), position)[0])
-            ids.append(index)
-            state = int(request.grammar.advance(torch.tensor([state]), torch.tensor([index]))[0])
-        return ids
-
-    @torch.no_grad()
-    def logits(self, prompt: TokenSequence, ids: list[int], drawing: bool) -> torch.Tensor:
-        grown = torch.cat((prompt.ids, torch.tensor(ids, dtype=torch.long)))
-        batch = pad([TokenSequence(grown, torch.zeros(len(grown), dtype=torch.bool), prompt.looks)], 0, 4)
-        if batch.look_pixels is not None:
-            batch.look_pixels = batch.look_pixels.double()
-        out = self.model.eval()(batch)
-        return (out.image_logits if drawing else out.logits)[0, -1]
+    return write
 
 
 @pytest.mark.parametrize("layout", ["fixed", "rows"])
 @pytest.mark.parametrize("heads", ["shared", "decoupled"])
-def test_ids_are_those_of_a_slow_loop_in_any_batch(heads: str, layout: str) -> None:
-    setup = Setup(heads, layout)
+def test_ids_are_those_of_a_slow_loop_in_any_batch(make_setup: Make, slow: Any, heads: str, layout: str) -> None:
+    setup, expected = make_setup(heads, layout), slow(heads, layout)
     requests = setup.requests()
-    slow = [setup.slowly(request) for request in requests]
-    together = setup.sampler.generate(requests)
-    assert [ids.tolist() for ids in together] == slow
-    turned = setup.sampler.generate(requests[::-1])
-    assert [ids.tolist() for ids in turned] == slow[::-1]
-    for request, expected in zip(requests, slow, strict=True):
-        assert setup.sampler.generate([request])[0].tolist() == expected
-    for request, ids in zip(requests, together, strict=True):
-        state = request.grammar.check(ids)
-        assert bool(request.grammar.done[state]) or len(ids) == request.max_new_tokens
+    assert setup.generate(requests) == expected
+    assert setup.generate(requests[::-1], prefill_tokens=5, lag=1) == expected[::-1]
+    for request, ids in zip(requests, expected, strict=True):
+        assert setup.generate([request]) == [ids]
+        state = request.grammar.check(torch.tensor(ids))
+        words = len(ids) if request.guides is None else sum(index < 280 for index in ids)
+        assert bool(request.grammar.done[state]) or words >= min(request.max_new_tokens, 8)
+    begun = [ids.count(setup.model.vocabulary.special("boi")) for ids in expected[-3:-1]]
+    assert begun[0] == 1
+    assert begun[1] > 1
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(data=st.data())
+def test_arrival_order_and_shape_of_the_work_change_nothing(make_setup: Make, slow: Any, data: st.DataObject) -> None:
+    heads, layout = data.draw(st.sampled_from([("shared", "rows"), ("decoupled", "fixed")]))
+    setup, expected = make_setup(heads, layout), slow(heads, layout)
+    requests = setup.requests()
+    order = data.draw(st.lists(st.sampled_from(range(len(requests))), min_size=1, max_size=10))
+    config = EngineConfig(
+        max_rows=data.draw(st.integers(3, 20)),
+        prefill_tokens=data.draw(st.sampled_from([1, 3, 7, 100])),
+        lag=data.draw(st.sampled_from([0, 1])),
+        speculation=data.draw(st.sampled_from(["none", "jacobi"])),
+        window=data.draw(st.integers(1, 14)),
+    )
+    engine = Engine(setup.model.eval(), config, kept=data.draw(st.sampled_from([0, 2])))
+    arrivals = data.draw(st.lists(st.integers(0, 12), min_size=len(order), max_size=len(order)))
+    tickets: list[Ticket] = []
+    for number, wait in zip(order, arrivals, strict=True):
+        tickets.append(engine.submit(requests[number]))
+        for _ in range(wait):
+            engine.step()
+    while not engine.idle:
+        engine.step()
+    assert [ticket.written for ticket in tickets] == [expected[number] for number in order]
+    assert engine.used_rows == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batch_invariant_ids_are_equal_in_every_type(make_setup: Make, dtype: torch.dtype) -> None:
+    setup = make_setup("decoupled", "fixed", dtype)
+    requests = setup.requests()
+    how = {"batch_invariant": True, "max_rows": 9}
+    alone = [setup.generate([request], **how)[0] for request in requests]
+    assert setup.generate(requests, **how) == alone
+    assert setup.generate(requests[::-1], **how) == alone[::-1]
+
+
+def test_in_float32_ids_first_differ_at_a_near_tie(make_setup: Make) -> None:
+    """Logits of a batch lie within a bound of those alone, and so do the scores that were chosen."""
+    setup = make_setup("decoupled", "fixed", torch.float32)
+    requests = [setup.draw("a dog", seed, guidance_scale=2.0) for seed in range(24)]
+    bound = 1e-4
+    scores: dict[int, list[tuple[int, torch.Tensor]]] = {0: [], 1: []}
+    for which, groups in enumerate(([requests], [[request] for request in requests])):
+        for group in groups:
+            engine = Engine(setup.model.eval())
+            tickets = [engine.submit(request) for request in group]
+            heads_codes = engine.heads.code_logits
+
+            def spy(*args: Any, heads_codes: Any = heads_codes, which: int = which) -> torch.Tensor:
+                logits: torch.Tensor = heads_codes(*args)
+                scores[which].append((len(logits), logits))
+                return logits
+
+            engine.heads.code_logits = spy  # type: ignore[method-assign, assignment]
+            while not engine.idle:
+                engine.step()
+            assert all(ticket.done for ticket in tickets)
+    together = torch.stack([logits for _, logits in scores[0]])
+    alone = torch.stack([logits for _, logits in scores[1]]).view(24, 12, -1).transpose(0, 1)
+    assert float((together[0] - alone[0]).abs().max()) < bound
+    same = (together - alone).abs().amax(-1) < bound
+    first = same.int().argmin(0)  # the first step behind another id, if there is one
+    assert bool(same[0].all())
+    assert int((~same).any(0).sum()) <= int((first > 0).sum())
+
+
+def test_equal_prompts_are_read_once(make_setup: Make) -> None:
+    setup = make_setup()
+    prompt = setup.draw("a red apple", 0, guidance_scale=2.0)
+    engine = Engine(setup.model.eval())
+    for seed in range(6):
+        engine.submit(replace(prompt, seed=seed))
+    engine.step()
+    assert engine.used_rows == 12
+    assert prompt.unconditional is not None
+    assert engine.reader.read_tokens == len(prompt.prompt.ids) + len(prompt.unconditional.ids)
+
+
+def test_what_a_row_left_is_not_read_again(make_setup: Make, slow: Any) -> None:
+    setup = make_setup("decoupled", "fixed")
+    first = setup.write("what is it?", 2, look=True)
+    engine = Engine(setup.model.eval(), kept=1)
+    ticket = run(engine, first)
+    read = engine.reader.read_tokens
+    assert read == len(first.prompt.ids)
+    follow = replace(first, prompt=ticket.sequence, seed=5)
+    again = run(engine, follow)
+    assert engine.reader.read_tokens == read + 1  # the last id alone was not read before
+    assert [again.written] == setup.generate([follow])
+    other = setup.write("what is it?", 2, look=False)
+    assert [run(engine, other).written] == setup.generate([other])
+
+
+def run(engine: Engine, request: Any) -> Ticket:
+    ticket = engine.submit(request)
+    while not ticket.done:
+        engine.step()
+    return ticket
 
 
 @pytest.mark.parametrize("layout", ["fixed", "rows"])
-def test_every_picture_is_a_whole_grid(layout: str) -> None:
-    setup = Setup("shared", layout)
+def test_every_picture_is_a_whole_grid(make_setup: Make, layout: str) -> None:
+    setup = make_setup("shared", layout)
     requests = [setup.draw("dog", seed, temperature=3.0, guidance_scale=1.0 + seed % 3) for seed in range(70)]
     steps: list[int] = []
     results = setup.sampler.generate(requests, steps.append)
@@ -148,8 +167,8 @@ def test_every_picture_is_a_whole_grid(layout: str) -> None:
     assert steps[0] == 0
 
 
-def test_sampling_leaves_the_mode_as_it_was() -> None:
-    setup = Setup()
+def test_sampling_leaves_the_mode_as_it_was(make_setup: Make) -> None:
+    setup = make_setup()
     setup.model.train()
     first = setup.sampler.generate([setup.write("a", 1)])
     assert setup.model.training
@@ -158,23 +177,134 @@ def test_sampling_leaves_the_mode_as_it_was() -> None:
     assert setup.sampler.generate([replace(setup.write("a", 1), max_new_tokens=0), setup.write("a", 1)])[0].numel() == 0
 
 
-def test_stops_behind_a_stop_id() -> None:
-    setup = Setup()
+def test_stops_behind_a_stop_id(make_setup: Make) -> None:
+    setup = make_setup()
     request = setup.write("a", 1)
-    ids = setup.sampler.generate([request])[0].tolist()
-    stopped = setup.sampler.generate([replace(request, stop_ids=frozenset({ids[3]}))])[0].tolist()
+    (ids,) = setup.generate([request])
+    (stopped,) = setup.generate([replace(request, stop_ids=frozenset({ids[3]}))])
     assert stopped == ids[: ids.index(ids[3]) + 1]
 
 
-def test_broken_weights_and_long_prompts_are_named() -> None:
-    setup = Setup()
+def test_a_cancelled_row_is_free_at_once(make_setup: Make) -> None:
+    setup = make_setup()
+    requests = [setup.draw("a dog", 1, guidance_scale=2.0), setup.draw("a", 2, guidance_scale=2.0), setup.write("a", 3)]
+    for lag in (0, 1):
+        engine = Engine(setup.model.eval(), EngineConfig(max_rows=4, lag=lag))
+        first, second, third = (engine.submit(request) for request in requests)
+        for _ in range(3):
+            engine.step()
+        assert engine.used_rows == 4
+        assert third in engine.waiting
+        engine.cancel(first)
+        assert engine.used_rows == 2
+        assert first.cancelled
+        assert first.done
+        engine.step()
+        assert engine.used_rows == 3  # the one that waited came in
+        engine.cancel(first)
+        while not engine.idle:
+            engine.step()
+        assert [second.written, third.written] == setup.generate(requests[1:])
+        waiting = [engine.submit(request) for request in requests]
+        engine.cancel(waiting[2])
+        assert len(engine.waiting) == 2
+
+
+def test_what_does_not_fit_is_named_before_it_runs(make_setup: Make) -> None:
+    setup = make_setup()
     with pytest.raises(ValueError, match=r"prompt has \d+ tokens and 13 are to follow, the context holds 96"):
-        setup.sampler.generate([setup.draw("x" * 90, 0)])
+        setup.generate([setup.draw("x" * 90, 0)])
     with pytest.raises(ValueError, match="the context holds 96; shorten the prompt"):
         long = setup.encoder.prompt_image(["x" * 90])
-        setup.sampler.generate([replace(setup.draw("a", 0, guidance_scale=2.0), unconditional=long)])
+        setup.generate([replace(setup.draw("a", 0, guidance_scale=2.0), unconditional=long)])
+    with pytest.raises(ValueError, match="takes 2 rows with its guidance, the sampler computes 1 at once"):
+        setup.generate([setup.draw("a", 0, guidance_scale=2.0)], max_rows=1)
+    with pytest.raises(ValueError, match="max_rows must be in"):
+        EngineConfig(max_rows=0)
+    with pytest.raises(ValueError, match="lag must be 0 or 1"):
+        EngineConfig(lag=2)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_broken_row_leaves_the_others_unharmed(make_setup: Make, scale: float, lag: int) -> None:
+    setup = make_setup("shared", "fixed")
+    requests = [
+        setup.draw("a dog", 1, guidance_scale=scale),
+        setup.draw("z", 2, guidance_scale=scale),
+        setup.write("a", 3),
+    ]
+    expected = setup.generate(requests)
+    poisoned = setup.encoder.text_tokenizer.encode("z")[0]
+    weight = setup.model.embedding.weight
+    kept = weight[poisoned].detach().clone()
     with torch.no_grad():
-        list(setup.model.image_head.parameters())[-2][3] = torch.nan
-    for scale in (1.0, 2.0):
-        with pytest.raises(SamplingError, match="row 0 hold not numbers"):
-            setup.sampler.generate([setup.draw("a", 0, guidance_scale=scale)])
+        weight[poisoned] = torch.nan
+    try:
+        engine = Engine(setup.model.eval(), EngineConfig(lag=lag))
+        tickets = [engine.submit(request) for request in requests]
+        while not engine.idle:
+            engine.step()
+        with pytest.raises(SamplingError, match="the logits of row 1 hold not numbers; check the weights"):
+            setup.generate(requests)
+    finally:
+        with torch.no_grad():
+            weight[poisoned] = kept
+    assert isinstance(tickets[1].error, SamplingError)
+    assert [tickets[0].written, tickets[2].written] == [expected[0], expected[2]]
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_hostile_logits_give_whole_pictures_or_errors(make_setup: Make, value: float) -> None:
+    """A thousand seeds; some logits, or all, are no numbers."""
+    setup = make_setup("decoupled", "fixed")
+    torch.manual_seed(1)
+    engine = Engine(setup.model.eval())
+    plain = engine.heads.model.image_logits
+
+    def hostile(hidden: torch.Tensor) -> torch.Tensor:
+        logits = plain(hidden)
+        return torch.where(torch.rand_like(logits[:, :1]) < 0.01, torch.full_like(logits, value), logits)
+
+    setup.model.image_logits = hostile
+    try:
+        tickets = [engine.submit(setup.draw("a", seed)) for seed in range(1000)]
+        while not engine.idle:
+            engine.step()
+    finally:
+        del setup.model.image_logits
+    failed = [ticket for ticket in tickets if ticket.error is not None]
+    assert 20 < len(failed) < 500
+    assert all(isinstance(ticket.error, SamplingError) for ticket in failed)
+    for ticket in tickets:
+        assert ticket.error is not None or len(ticket.written) == 13
+
+
+def test_no_memory_is_an_error_and_harms_nobody(make_setup: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = make_setup()
+    engine = Engine(setup.model.eval())
+    running = engine.submit(setup.write("a", 3))
+    engine.step()
+
+    def full(*_: Any, **__: Any) -> KVCache:
+        raise MemoryError("a cache takes more than there is (max_rows)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("anymodal.model.cache.KVCache.grown", full)
+        late = engine.submit(setup.draw("a dog", 1, guidance_scale=2.0))
+        while not running.done:
+            engine.step()
+    assert isinstance(late.error, MemoryError)
+    assert late.done
+    assert [running.written] == setup.generate([setup.write("a", 3)])
+
+
+def test_codes_alone_ask_for_no_text_head(make_setup: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = make_setup()
+
+    def unwanted(hidden: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("no row writes text")
+
+    monkeypatch.setattr(setup.model, "text_logits", unwanted)
+    assert len(setup.generate([setup.draw("a dog", 1, guidance_scale=2.0)])[0]) == 13
+    assert isinstance(Sampler(setup.model), Sampler)

@@ -9,22 +9,36 @@ def noise(seeds: list[int], positions: list[int], size: int = 100) -> torch.Tens
     return gumbel(torch.tensor(seeds), torch.tensor(positions), torch.arange(size))
 
 
-def test_equals_splitmix64_in_plain_integers() -> None:
-    """The reference of Steele, Lea and Flood on Python's unbounded integers."""
-    word, golden = 2**64 - 1, 0x9E3779B97F4A7C15
+def test_equals_splitmix64_and_lowbias32_in_plain_integers() -> None:
+    """The references of Steele, Lea and Flood and of Wellons on Python's unbounded integers."""
+    word, golden, half = 2**64 - 1, 0x9E3779B97F4A7C15, 2**32 - 1
 
     def mix(x: int) -> int:
         x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & word
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & word
         return x ^ (x >> 31)
 
-    for seed, position, index in [(0, 0, 0), (7, 130, 99), (2**62, 5, 42)]:
-        counter = mix((mix(seed * golden & word) + position * golden) & word)
-        bits = mix((counter + (index + 1) * golden) & word) >> 11
-        expected = -math.log(-math.log((bits + 0.5) * 2.0**-53))
+    def low(x: int) -> int:
+        x = ((x ^ (x >> 16)) * 0x7FEB352D) & half
+        x = ((x ^ (x >> 15)) * 0x846CA68B) & half
+        return x ^ (x >> 16)
+
+    for seed, position, index in [(0, 0, 0), (7, 130, 99), (2**62, 5, 42), (-3, 9, 17)]:
+        key = mix((mix(seed * golden & word) + position * golden) & word)
+        bits = low((low((index * 0x9E3779B9 + (key & half)) & half) + (key >> 32)) & half) & 0x7FFFFFFF
+        expected = -math.log(-math.log1p(-(bits + 0.5) * 2.0**-31))
         got = noise([seed], [position])
         assert got.dtype == torch.float64
         assert math.isclose(float(got[0, index]), expected, rel_tol=1e-12)
+
+
+def test_float32_has_the_same_noise() -> None:
+    seeds, positions, ids = torch.arange(50), torch.arange(50) * 3, torch.arange(20_000)
+    wide, narrow = gumbel(seeds, positions, ids), gumbel(seeds, positions, ids, torch.float32)
+    assert torch.isfinite(narrow).all()
+    high = wide > -2  # what could win
+    torch.testing.assert_close(narrow.double()[high], wide[high], atol=5e-5, rtol=1e-5)
+    assert (narrow[~high] < -1.99).all()
 
 
 def test_depends_on_seed_and_position_alone() -> None:

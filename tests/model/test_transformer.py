@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anymodal.model.config import TransformerConfig
-from anymodal.model.transformer import KVCache, Segments, Transformer, rotary_table, rotate
+from anymodal.model.transformer import Segments, Transformer, rotary_table, rotate
 
 TINY: dict[str, Any] = {"dim": 32, "depth": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "hidden_dim": 48}
 NAMES = {
@@ -138,42 +138,6 @@ def test_packed_documents_do_not_see_each_other() -> None:
     others = documents > 0
     assert torch.equal(moved[others], packed[others])
     assert not torch.allclose(moved[documents == 0], packed[documents == 0])
-
-
-@pytest.mark.parametrize("chunks", [(9,), (1,) * 9, (4, 3, 2)])
-def test_cache_equals_no_cache(chunks: tuple[int, ...]) -> None:
-    model = tiny(qk_norm="layer")
-    x = torch.randn(3, 9, 32, dtype=torch.float64)
-    cache = KVCache(model.config, num_rows=3, capacity=9, dtype=torch.float64)
-    parts = []
-    for chunk in x.split(list(chunks), dim=1):
-        step = cache.reserve(chunk[..., 0].long())
-        parts.append(model(chunk, step.places, step))
-        cache.keep(torch.full((3,), chunk.shape[1]), cache.longest)
-    torch.testing.assert_close(torch.cat(parts, 1), model(x, positions_of(x)), atol=1e-12, rtol=1e-12)
-    assert cache.lengths.tolist() == [9, 9, 9]
-    with pytest.raises(ValueError, match="holds 9 tokens a row, 10 are needed"):
-        cache.reserve(torch.zeros(3, 1, dtype=torch.long))
-
-
-def test_cached_rows_have_lengths_of_their_own() -> None:
-    model = tiny()
-    lengths = torch.tensor([5, 2, 4])
-    x = torch.randn(3, 7, 32, dtype=torch.float64)
-    prompts = x[:, :5].clone()
-    prompts[1, 2:], prompts[2, 4:] = 99.0, 99.0  # what pads a row leaves no trace
-    cache = KVCache(model.config, num_rows=3, capacity=7, dtype=torch.float64)
-    step = cache.reserve(torch.zeros(3, 5, dtype=torch.long))
-    model(prompts, step.places, step)
-    cache.keep(lengths, 5)
-    for _ in range(2):
-        rows = torch.arange(3)
-        step = cache.reserve(torch.zeros(3, 1, dtype=torch.long))
-        out = model(x[rows, cache.lengths][:, None], step.places, step)
-        cache.keep(torch.ones(3, dtype=torch.long), cache.longest)
-    for row, length in enumerate((lengths + 2).tolist()):
-        alone = model(x[row : row + 1, :length], torch.arange(length)[None])
-        torch.testing.assert_close(out[row, 0], alone[0, -1], atol=1e-12, rtol=1e-12)
 
 
 def test_rotary_keeps_norms_and_tells_distances() -> None:

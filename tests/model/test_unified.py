@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from anymodal.model.cache import KVCache
 from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
-from anymodal.model.transformer import KVCache
 from anymodal.model.unified import AnyModal
 from anymodal.tokens.batch import Batch, pad
 from anymodal.tokens.document import TokenSequence
@@ -113,7 +113,7 @@ def test_places_of_a_picture_are_told_and_the_cache_agrees() -> None:
     parts = []
     for chunk in ids.split([3, 1, 3], dim=1):
         parts.append(model.step(chunk, cache))
-        cache.keep(torch.full((2,), chunk.shape[1]), cache.longest)
+        cache.keep(chunk.shape[1])
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-12, rtol=1e-12)
     assert model.place_embedding is not None
     with torch.no_grad():

@@ -17,7 +17,7 @@ import anymodal
 from anymodal import Draw, Look, Pipeline, Turn
 from anymodal.data.pictures import to_pixels
 from anymodal.decoding.config import SamplingConfig
-from anymodal.decoding.engine import Request
+from anymodal.decoding.request import Request
 from anymodal.model.config import AnyModalConfig, TransformerConfig
 from anymodal.model.folder import ModelFolder
 from anymodal.model.unified import AnyModal
@@ -177,7 +177,7 @@ def test_losses_agree_where_image_ids_are_masked(pair: Pair, noise_picture: Call
 def test_64_greedy_tokens_are_the_same(pair: Pair, noise_picture: Callable[..., Image.Image]) -> None:
     pipe = pair.pipe
     seen = pixels(noise_picture(2, **side(pipe)))
-    prompt = pipe.encoder.encode(pipe._resolve([Look(seen), "What is this?"]), complete=False)
+    prompt = pipe.encoder.encode(pipe.prompter.resolve([Look(seen), "What is this?"]), complete=False)
     grammar = compile_grammar(pipe.vocabulary, pipe.parts.layout, "text", text_tokenizer=pipe.text_tokenizer)
     grammar.allowed[:, grammar.class_of[pipe.vocabulary.special("eos")]] = False
     allowed = grammar.mask(torch.tensor([grammar.start]))[0]
@@ -196,7 +196,7 @@ def test_64_greedy_tokens_are_the_same(pair: Pair, noise_picture: Callable[..., 
 def test_a_greedy_picture_is_what_their_logits_say(pair: Pair) -> None:
     pipe, guidance = pair.pipe, 3.0
     sampling = SamplingConfig(temperature=0.0, guidance_scale=guidance)
-    request = pipe._image_request(["a red apple"], None, sampling, None, 0)
+    request = pipe.prompter.image_request(["a red apple"], None, sampling, None, 0)
     assert request.unconditional is not None
     table = pipe.vocabulary.table("image")
     full, empty = (prompt.ids[None] for prompt in (request.prompt, request.unconditional))
@@ -234,7 +234,7 @@ def test_conversations_have_the_same_ids(
         Turn("assistant", (" a dog",)),
         Turn("user", ("How many ", Look(seen[1]), " 0123?")),
     ]
-    assert pipe.encoder.encode(pipe._resolve(turns), complete=False).ids.tolist() == ids
+    assert pipe.encoder.encode(pipe.prompter.resolve(turns), complete=False).ids.tolist() == ids
     ids, _ = expected("a dog")
     assert pipe.encoder.prompt_image(["a dog"]).ids.tolist() == [*ids, pipe.vocabulary.special("boi")]
     typed = pipe.encoder.encode([f"{SEP} <image> {spell(3)}"], complete=False)
@@ -286,7 +286,7 @@ def test_a_model_made_here_in_their_shape_goes_out(tmp_path: Path, noise_picture
     )
     ids, seen = made["input_ids"], made["pixel_values"]
     ids[ids == model.config.image_token_id] = model.get_image_tokens(seen).flatten().long()
-    ours = pipe.encoder.encode(pipe._resolve([Look(seen[0]), "What is this?"]), complete=False).ids
+    ours = pipe.encoder.encode(pipe.prompter.resolve([Look(seen[0]), "What is this?"]), complete=False).ids
     assert ours.tolist() == ids[0].tolist()
     assert relative(pipe.model(ids).logits, scores(model, ids)) < 1e-4
 

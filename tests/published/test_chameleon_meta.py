@@ -17,7 +17,7 @@ import anymodal
 from anymodal import Draw, Look, Pipeline, Turn
 from anymodal.data.pictures import to_pixels
 from anymodal.decoding.config import SamplingConfig
-from anymodal.decoding.engine import Request
+from anymodal.decoding.request import Request
 from anymodal.published.chameleon_meta import Shards, halves, names, norm_of_heads, norm_of_shard, pairs
 from anymodal.published.vqgan import read_taming_config, taming_names
 from anymodal.tokens.grammar import compile_grammar
@@ -256,7 +256,9 @@ def test_it_goes_out_to_transformers(case: Case, tmp_path: Path, noise_picture: 
     model = ChameleonForConditionalGeneration.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     processor = ChameleonProcessor.from_pretrained(tmp_path / "out")
     made = processor(images=noise_picture(0, 40, 30), text="a <image> dog", return_tensors="pt")
-    ours = case.pipe.encoder.encode(case.pipe._resolve(["a ", Look(made["pixel_values"][0]), " dog"]), complete=False)
+    ours = case.pipe.encoder.encode(
+        case.pipe.prompter.resolve(["a ", Look(made["pixel_values"][0]), " dog"]), complete=False
+    )
     with torch.no_grad():
         hidden = model.model(**made).last_hidden_state
         codes = model.get_image_tokens(made["pixel_values"])[0]

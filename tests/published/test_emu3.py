@@ -14,7 +14,7 @@ from torch import Tensor
 import anymodal
 from anymodal import Draw, Look, Pipeline, Turn
 from anymodal.decoding.config import SamplingConfig
-from anymodal.decoding.engine import Request
+from anymodal.decoding.request import Request
 from anymodal.model.config import AnyModalConfig, TransformerConfig
 from anymodal.model.unified import AnyModal
 from anymodal.published.emu3 import grids, load_image_tokenizer, read_codes
@@ -160,7 +160,7 @@ def test_logits_and_losses_agree(pair: Pair, draws: bool) -> None:
     model, pipe, seen = pair.theirs, pair.pipe, noise(pair, 1)
     document: list[Part] = ["a red apple", Draw(seen)] if draws else [Look(seen), "What is this?", "a dog"]
     batch = pipe.prepare([document])
-    sequence = pipe.encoder.encode(pipe._resolve(document))
+    sequence = pipe.encoder.encode(pipe.prompter.resolve(document))
     labels = sequence.ids.where(sequence.loss, -100)[None]
     out = pipe.model(batch)
     with torch.no_grad():
@@ -196,7 +196,7 @@ def test_a_greedy_picture_is_the_same_code_for_code(
 ) -> None:
     pipe = pair.pipe
     sampling = SamplingConfig(temperature=0.0, guidance_scale=guidance)
-    request = pipe._image_request(["a red apple"], negative, sampling, size, 0)
+    request = pipe.prompter.image_request(["a red apple"], negative, sampling, size, 0)
     assert request.unconditional is not None
     prompt, unconditional = request.prompt.ids[None], request.unconditional.ids[None]
     count = size[0] * (size[1] + 1) + 3
@@ -208,12 +208,12 @@ def test_a_greedy_picture_is_the_same_code_for_code(
     ids = pipe.sampler.generate([request])[0]
     assert ids.tolist() == theirs[:-1].tolist()  # ours ends with the picture
     assert int(theirs[-1]) == pipe.vocabulary.special("eos")
-    assert pipe._codes(ids).shape == size
+    assert pipe.prompter.codes_of(ids).shape == size
 
 
 def test_64_greedy_tokens_are_the_same(pair: Pair) -> None:
     pipe, seen = pair.pipe, noise(pair, 2)
-    prompt = pipe.encoder.encode(pipe._resolve([Look(seen), "What is this?"]), complete=False)
+    prompt = pipe.encoder.encode(pipe.prompter.resolve([Look(seen), "What is this?"]), complete=False)
     grammar = compile_grammar(pipe.vocabulary, pipe.parts.layout, "text", text_tokenizer=pipe.text_tokenizer)
     grammar.allowed[:, grammar.class_of[pipe.vocabulary.special("eos")]] = False
     allowed = grammar.mask(torch.tensor([grammar.start]))[0]
@@ -253,7 +253,7 @@ def test_conversations_and_pictures_have_the_same_ids(pair: Pair, noise_picture:
         Turn("user", ("How many?",)),
     ]
     encoder, area = pair.pipe.encoder, 25 * pair.factor**2
-    assert encoder.encode(pair.pipe._resolve(turns), complete=False).ids.tolist() == ids.tolist()
+    assert encoder.encode(pair.pipe.prompter.resolve(turns), complete=False).ids.tolist() == ids.tolist()
     drawing = processor(text="a dog", return_for_image_generation=True, image_area=area, return_tensors="pt")
     prompt = encoder.prompt_image(["a dog"], size=(5, 5)).ids
     assert (prompt.tolist(), [[5, 5]]) == (drawing["input_ids"][0].tolist(), drawing["image_sizes"])

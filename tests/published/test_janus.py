@@ -15,7 +15,7 @@ import anymodal
 from anymodal import Draw, Look, Pipeline, Turn
 from anymodal.data.pictures import to_pixels
 from anymodal.decoding.config import SamplingConfig
-from anymodal.decoding.engine import Request
+from anymodal.decoding.request import Request
 from anymodal.tokens.grammar import compile_grammar
 
 GRID: dict[str, dict[str, Any]] = {
@@ -145,7 +145,7 @@ def test_codes_and_pixels_agree(pair: Pair, noise_picture: Callable[..., Image.I
 @pytest.mark.parametrize("guidance", [2.0, 5.0])
 def test_a_greedy_picture_is_the_same_code_for_code(pair: Pair, guidance: float) -> None:
     pipe = pair.pipe
-    request = pipe._image_request(
+    request = pipe.prompter.image_request(
         ["a red apple"], None, SamplingConfig(temperature=0.0, guidance_scale=guidance), None, 0
     )
     prompt = request.prompt.ids[None]
@@ -154,7 +154,7 @@ def test_a_greedy_picture_is_the_same_code_for_code(pair: Pair, guidance: float)
         guidance_scale=guidance, use_cache=True,
     )  # fmt: skip
     ids = pipe.sampler.generate([request])[0]
-    assert torch.equal(pipe._codes(ids).flatten(), theirs[0])
+    assert torch.equal(pipe.prompter.codes_of(ids).flatten(), theirs[0])
 
 
 def test_64_greedy_tokens_are_the_same(pair: Pair, noise_picture: Callable[..., Image.Image]) -> None:
@@ -190,7 +190,7 @@ def test_conversations_have_the_same_ids(
     text = f"{BOS}{user}<image_placeholder>\nWhat is this?\n\n{assistant} a dog{EOS}{user}How many?\n\n{assistant}"
     seen = noise_picture(0, 40, 23)
     theirs = processor(images=seen, text=text, return_tensors="pt", add_special_tokens=False)
-    looked = pipe._resolve_part(Look(seen))
+    looked = pipe.prompter.resolve([Look(seen)])[0]
     assert isinstance(looked, Look)
     torch.testing.assert_close(looked.picture, theirs["pixel_values"][0], atol=1e-6, rtol=0.0)
     turns = [Turn("user", (looked, "What is this?")), Turn("assistant", ("a dog",)), Turn("user", ("How many?",))]

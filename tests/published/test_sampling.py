@@ -10,7 +10,7 @@ from torch import Tensor
 import anymodal
 from anymodal import Pipeline
 from anymodal.decoding.config import SamplingConfig
-from anymodal.decoding.engine import Request
+from anymodal.decoding.request import Request
 
 COUNT, GUIDANCE = 3000, 3.0
 
@@ -45,7 +45,7 @@ def prompts(request: Request) -> Tensor:
 def test_janus(tmp_path: Path, fast_tokenizer: Any, spread: Any, parity: Any) -> None:
     model = parity("janus").write_tiny(tmp_path, fast_tokenizer, spread)
     pipe = anymodal.from_pretrained(tmp_path, device="cpu")
-    request = pipe._image_request(["a red apple"], None, SamplingConfig(guidance_scale=GUIDANCE), None, 0)
+    request = pipe.prompter.image_request(["a red apple"], None, SamplingConfig(guidance_scale=GUIDANCE), None, 0)
     with torch.no_grad():
         hidden = model.model.language_model(input_ids=prompts(request)).last_hidden_state[:, -1]
         logits = model.model.generation_head(hidden)
@@ -55,7 +55,7 @@ def test_janus(tmp_path: Path, fast_tokenizer: Any, spread: Any, parity: Any) ->
 def test_emu3(tmp_path: Path, fast_tokenizer: Any, spread: Any, parity: Any) -> None:
     pair = parity("emu3").write_tiny(tmp_path, fast_tokenizer, spread)
     sampling = SamplingConfig(guidance_scale=GUIDANCE)
-    request = pair.pipe._image_request(["a red dog"], "a dog red", sampling, (4, 6), 0)
+    request = pair.pipe.prompter.image_request(["a red dog"], "a dog red", sampling, (4, 6), 0)
     with torch.no_grad():
         scores = pair.theirs(input_ids=prompts(request)).logits[:, -1].log_softmax(-1)  # as its guidance compares them
     assert_drawn_from(first_codes(pair.pipe, request), scores[:, pair.pipe.vocabulary.table()])

@@ -1,0 +1,202 @@
+/* y[r, o] = scale[o] * sum_i x[r, i] * w[o, i] for a few rows of float32 x, and w in float32, bfloat16 or int8.
+ *
+ * At few rows the time goes into reading the weights, so a weight is read once and used for all rows. Registers hold a
+ * tile of sums, rows x outputs; a block of outputs stays in the nearest cache while all rows pass it.
+ *
+ * A sum is a vector of partial sums that grows along i and is folded at the end, in every tile alike: the result of a
+ * row depends neither on the other rows nor on the number of threads.
+ */
+
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+
+#define BLOCK 8 /* outputs; the outputs of every tile divide it */
+#define ROWS 4  /* of the largest tile */
+#define LINE 64 /* bytes that memory hands over at once */
+
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline))
+#define UNROLL _Pragma("GCC unroll 8")
+
+/* Compilers read an operand again for every use, and loads are what there is too little of: hold it in a register. */
+#ifdef __AVX2__
+#define HOLD(v) __asm__("" : "+v"(v))
+#else
+#define HOLD(v) (void)(v)
+#endif
+
+typedef float vector __attribute__((vector_size(LANES * 4)));
+typedef float quarter __attribute__((vector_size(16)));
+typedef uint32_t words __attribute__((vector_size(LANES * 4)));
+typedef int32_t integers __attribute__((vector_size(LANES * 4)));
+typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
+typedef int8_t bytes __attribute__((vector_size(LANES)));
+
+enum kind { FLOAT32, BFLOAT16, INT8 };
+
+typedef struct {
+    enum kind kind;
+    float *y;
+    const float *x;
+    const char *w;
+    const float *scale; /* of every output, or NULL */
+    int64_t rows, in, out;
+} product;
+
+INLINE int64_t size_of(enum kind kind) { return kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1; }
+
+INLINE vector load_float32(const void *p) {
+    vector v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+/* A bfloat16 is the upper half of a float32. */
+INLINE vector load_bfloat16(const void *p) {
+#if defined(__AVX512F__)
+    return (vector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+#elif defined(__AVX2__)
+    return (vector)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+#else
+    halves v;
+    memcpy(&v, p, sizeof v);
+    return (vector)(__builtin_convertvector(v, words) << 16);
+#endif
+}
+
+INLINE vector load_int8(const void *p) {
+#if defined(__AVX512F__)
+    return (vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif defined(__AVX2__)
+    return (vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
+    bytes v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(__builtin_convertvector(v, integers), vector);
+#endif
+}
+
+INLINE vector load(enum kind kind, const void *p) {
+    return kind == FLOAT32 ? load_float32(p) : kind == BFLOAT16 ? load_bfloat16(p) : load_int8(p);
+}
+
+INLINE float fold(vector v) {
+    quarter parts[LANES / 4];
+    memcpy(parts, &v, sizeof v);
+#if LANES == 16
+    parts[0] += parts[2];
+    parts[1] += parts[3];
+#endif
+    const quarter sum = parts[0] + parts[1];
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
+/* Add what a whole vector does not fill, fold and store. Not inlined: a tile's loop needs all registers. */
+NOINLINE void finish(const product *p, int rows, int outs, int64_t r, int64_t o, vector sums[ROWS][BLOCK]) {
+    const int64_t rest = p->in % LANES, whole = p->in - rest, size = size_of(p->kind);
+    for (int b = 0; b < outs; b++) {
+        const float scale = p->scale ? p->scale[o + b] : 1.0f;
+        for (int a = 0; a < rows; a++) {
+            if (rest) {
+                char weight[LANES * 4] = {0};
+                float read[LANES] = {0};
+                memcpy(weight, p->w + ((o + b) * p->in + whole) * size, rest * size);
+                memcpy(read, p->x + (r + a) * p->in + whole, rest * sizeof(float));
+                sums[a][b] += load_float32(read) * load(p->kind, weight);
+            }
+            p->y[(r + a) * p->out + o + b] = scale * fold(sums[a][b]);
+        }
+    }
+}
+
+/* `kind`, `rows` and `outs` are constants where this is inlined, so that the sums live in registers. */
+INLINE void tile(const product *p, enum kind kind, int rows, int outs, int64_t r, int64_t o) {
+    const int64_t in = p->in, whole = in - in % LANES, size = size_of(kind), step = LINE / size;
+    const float *x = p->x + r * in;
+    const char *w = p->w + o * in * size;
+    vector sums[ROWS][BLOCK], done[ROWS][BLOCK];
+    UNROLL for (int a = 0; a < rows; a++) {
+        UNROLL for (int b = 0; b < outs; b++) sums[a][b] = (vector){0};
+    }
+    for (int64_t i = 0; i < whole;) {
+        const int64_t end = kind == FLOAT32 || whole - i < step ? whole : i + step;
+        if (kind != FLOAT32) { /* the next tile's weights; float32 was measured to gain nothing */
+            UNROLL for (int b = 0; b < outs; b++) __builtin_prefetch(w + ((outs + b) * in + i) * size);
+        }
+        for (; i < end; i += LANES) {
+            vector read[ROWS];
+            UNROLL for (int a = 0; a < rows; a++) {
+                read[a] = load_float32(x + a * in + i);
+                HOLD(read[a]);
+            }
+            UNROLL for (int b = 0; b < outs; b++) {
+                vector weight = load(kind, w + (b * in + i) * size);
+                HOLD(weight);
+                UNROLL for (int a = 0; a < rows; a++) sums[a][b] += read[a] * weight;
+            }
+        }
+    }
+    UNROLL for (int a = 0; a < rows; a++) {
+        UNROLL for (int b = 0; b < outs; b++) done[a][b] = sums[a][b];
+    }
+    finish(p, rows, outs, r, o, done);
+}
+
+INLINE void block_of(const product *p, enum kind kind, int64_t o) {
+    int64_t r = 0;
+    for (; r + 4 <= p->rows; r += 4)
+        for (int b = 0; b < BLOCK; b += 2) tile(p, kind, 4, 2, r, o + b);
+    if (p->rows - r == 3)
+        for (int b = 0; b < BLOCK; b += 4) tile(p, kind, 3, 4, r, o + b);
+    if (p->rows - r == 2)
+        for (int b = 0; b < BLOCK; b += 4) tile(p, kind, 2, 4, r, o + b);
+    if (p->rows - r == 1) tile(p, kind, 1, BLOCK, r, o);
+}
+
+INLINE void outputs(const product *p, enum kind kind, int64_t begin, int64_t end) {
+    int64_t o = begin;
+    for (; o + BLOCK <= end; o += BLOCK) block_of(p, kind, o);
+    for (; o < end; o++)
+        for (int64_t r = 0; r < p->rows; r++) tile(p, kind, 1, 1, r, o);
+}
+
+static void share(const product *p, int64_t thread, int64_t threads) {
+    const int64_t blocks = (p->out + BLOCK - 1) / BLOCK;
+    const int64_t begin = blocks * thread / threads * BLOCK;
+    int64_t end = blocks * (thread + 1) / threads * BLOCK;
+    if (end > p->out) end = p->out;
+    if (p->kind == FLOAT32) outputs(p, FLOAT32, begin, end);
+    if (p->kind == BFLOAT16) outputs(p, BFLOAT16, begin, end);
+    if (p->kind == INT8) outputs(p, INT8, begin, end);
+}
+
+/* The OpenMP that torch has loaded, handed over at run time: a second one would fight with it for the cores. */
+static void (*parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
+static int (*thread_number)(void), (*thread_count)(void);
+
+void anymodal_use_openmp(void *gomp_parallel, void *omp_get_thread_num, void *omp_get_num_threads) {
+    memcpy(&parallel, &gomp_parallel, sizeof parallel);
+    memcpy(&thread_number, &omp_get_thread_num, sizeof thread_number);
+    memcpy(&thread_count, &omp_get_num_threads, sizeof thread_count);
+}
+
+static void body(void *data) { share(data, thread_number(), thread_count()); }
+
+void anymodal_linear(int64_t kind, int64_t threads, float *y, const float *x, const void *w, const float *scale,
+                     int64_t rows, int64_t in, int64_t out) {
+    product p = {(enum kind)kind, y, x, w, scale, rows, in, out};
+    if (threads > 1 && parallel)
+        parallel(body, &p, (unsigned)threads, 0);
+    else
+        share(&p, 0, 1);
+}

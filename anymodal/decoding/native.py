@@ -1,0 +1,181 @@
+"""The optional kernel: a few rows times stored weights, in C, compiled on this machine when it is first asked for."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+COMPILERS = ("cc", "gcc", "clang")
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+WEIGHTS_A_THREAD = 2**16
+"""Below this many, waking a thread takes longer than what it would do."""
+
+
+def native_linear(
+    x: Float[Tensor, "*b i"], weight: Tensor, scale: Float[Tensor, " o"] | None = None
+) -> Float[Tensor, "*b o"]:
+    """Multiply float32 rows with weights [o, i] in float32, bfloat16 or int8, times `scale` of every output.
+
+    The result of a row depends neither on the other rows nor on the number of threads, to the last bit. There is no
+    gradient, and for many rows torch is faster.
+
+    Raises:
+        ValueError: there is no compiler, or the tensors are not what the kernel reads.
+    """
+    if torch.compiler.is_compiling():
+        return _traced(x, weight, scale)
+    return load_kernel().linear(x, weight, scale)
+
+
+@torch.library.custom_op("anymodal::native_linear", mutates_args=())
+def _traced(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    return load_kernel().linear(x, weight, scale)
+
+
+@_traced.register_fake
+def _shape_of(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+class Kernel:
+    """The compiled kernel, on torch's own threads; where torch has no OpenMP of the GNU kind, on one."""
+
+    def __init__(self, library: Path) -> None:
+        """Load a library that `build_kernel` has made."""
+        loaded = ctypes.CDLL(str(library))
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        self._linear = loaded.anymodal_linear
+        self._linear.argtypes = (size, size, pointer, pointer, pointer, pointer, size, size, size)
+        self._linear.restype = None
+        torch_and_its_libraries = ctypes.CDLL(torch._C.__file__)
+        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+        found = [getattr(torch_and_its_libraries, name, None) for name in names]
+        self.threaded = None not in found
+        if self.threaded:
+            loaded.anymodal_use_openmp.argtypes = (pointer,) * len(names)
+            loaded.anymodal_use_openmp.restype = None
+            loaded.anymodal_use_openmp(*(ctypes.cast(each, pointer) for each in found if each is not None))
+
+    def linear(self, x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Compute `native_linear` without torch's dispatcher, which costs as much as a small product.
+
+        Raises:
+            ValueError: the tensors are not what the kernel reads.
+        """
+        shape, (out, width), kind = x.shape, weight.shape, KINDS.get(weight.dtype)
+        if (
+            kind is None
+            or shape[-1] != width
+            or x.dtype is not torch.float32
+            or not (x.is_cpu and weight.is_cpu and weight.is_contiguous())
+            or not (scale is None or _fits(scale, out))
+            or (x.requires_grad and torch.is_grad_enabled())
+        ):
+            raise ValueError(
+                "the native kernel multiplies float32 rows of the CPU, without gradients, with contiguous weights "
+                "[out, in] in float32, bfloat16 or int8 and a float32 scale [out]; got "
+                f"{_describe(x)}, {_describe(weight)} and {'no scale' if scale is None else _describe(scale)}; "
+                "use torch.inference_mode(), or leave `native` off."
+            )
+        x = x.contiguous()
+        y = x.new_empty((*shape[:-1], out))
+        threads = torch.get_num_threads()
+        if threads > 1 and weight.numel() < WEIGHTS_A_THREAD * threads:
+            threads = 1
+        scales = None if scale is None else scale.data_ptr()
+        rows = x.numel() // width
+        self._linear(kind, threads, y.data_ptr(), x.data_ptr(), weight.data_ptr(), scales, rows, width, out)
+        return y
+
+
+@functools.cache
+def load_kernel() -> Kernel:
+    """Return the kernel; the first call on a machine compiles it.
+
+    Raises:
+        ValueError: there is no compiler, it fails, or the cache folder is not private.
+    """
+    return Kernel(build_kernel())
+
+
+def build_kernel() -> Path:
+    """Return the compiled library from the user's cache folder, where one for this source, compiler and CPU is kept.
+
+    Raises:
+        ValueError: there is no compiler, it fails, or the cache folder is not private.
+        OSError: the cache folder cannot be written.
+    """
+    if os.name != "posix":
+        raise ValueError("the native kernel is built on Linux and macOS alone; leave `native` off.")
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise ValueError(
+            f"the native kernel needs a C compiler, and none of {', '.join(COMPILERS)} is on the PATH; "
+            "install one (package gcc or clang), or leave `native` off."
+        )
+    tune = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+    command = [compiler, "-std=gnu11", "-O3", tune, "-Wno-psabi", "-fPIC", "-shared", "-x", "c", "-"]
+    source = (resources.files("anymodal.decoding") / "native.c").read_bytes()
+    macros = _run([compiler, tune, "-dM", "-E", "-x", "c", os.devnull])  # the compiler's version, the CPU's features
+    key = hashlib.sha256(b"\0".join((source, macros, " ".join(command).encode()))).hexdigest()
+    folder = _private_folder()
+    library = folder / f"linear-{key[:32]}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / library.name
+            _run([*command, "-o", str(made)], source)
+            made.chmod(stat.S_IRWXU)
+            made.replace(library)
+    _check_mine(library)
+    return library
+
+
+def _run(command: list[str], source: bytes = b"") -> bytes:
+    run = subprocess.run(command, input=source, capture_output=True, check=False)
+    if run.returncode:
+        said = run.stderr.decode("utf-8", errors="replace").strip()[-400:]
+        raise ValueError(
+            f"{command[0]} could not compile the native kernel ({said}); install another compiler, or leave "
+            "`native` off."
+        )
+    return run.stdout
+
+
+def _private_folder() -> Path:
+    """Make the cache folder, which nobody else may write."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = (named if named.is_absolute() else Path.home() / ".cache") / "anymodal" / "native"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
+    _check_mine(folder)
+    return folder
+
+
+def _check_mine(path: Path) -> None:
+    """Refuse what another user owns or may write: loading a library runs it."""
+    found = path.lstat()
+    mine = found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    if stat.S_ISLNK(found.st_mode) or not mine:
+        raise ValueError(
+            f"{path} must be yours and open to nobody else, as the native kernel is loaded from there; it has mode "
+            f"{stat.filemode(found.st_mode)} and belongs to user {found.st_uid}. Remove it and try again."
+        )
+
+
+def _fits(scale: Tensor, out: int) -> bool:
+    return scale.dtype is torch.float32 and scale.shape == (out,) and scale.is_contiguous() and scale.is_cpu
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device.type}"

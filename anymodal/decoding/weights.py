@@ -1,0 +1,237 @@
+"""Weight formats for sampling on a CPU, where the time goes into reading weights; the stream stays float32."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from anymodal.decoding.native import load_kernel, native_linear
+from anymodal.model.unified import AnyModal
+
+NATIVE_ROWS = 64
+"""Up to this many rows the native kernel was measured to be no slower than torch."""
+
+INT8_ROWS = 16
+"""Up to this many rows torch's int8 product was measured to be faster than widened weights."""
+
+BFLOAT16_ROWS = 8
+"""The same of the bfloat16 product, on a CPU that has no instructions for it."""
+
+INT8_STRIDE = 16
+"""Torch's int8 product reads past the end of rows whose length is no multiple of this."""
+
+WIDENED = 2**18
+"""Weights that are widened at once: few enough to stay in the cache."""
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer on float32 weights with the native kernel; the weights are shared with where they come from.
+
+    >>> Float32Linear(torch.ones(5, 3)).weight.dtype
+    torch.float32
+    """
+
+    def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None) -> None:
+        """Keep the weights, without gradients."""
+        super().__init__(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        self.weight = _fixed(weight.float())
+        self.bias = None if bias is None else _fixed(bias.float())  # type: ignore[assignment]
+
+    def select(self, rows: Int[Tensor, " k"]) -> "Float32Linear":
+        """Return the layer that computes these outputs alone; outputs that follow each other share its memory."""
+        return Float32Linear(_pick(self.weight, rows), None if self.bias is None else _pick(self.bias, rows))
+
+    def forward(self, input: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        """Multiply."""
+        if _count(input) > NATIVE_ROWS:
+            return F.linear(input, self.weight, self.bias)
+        y = native_linear(input, self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+class BFloat16Linear(nn.Linear):
+    """A linear layer on bfloat16 weights; what comes and goes is float32.
+
+    >>> layer = BFloat16Linear(torch.ones(5, 3))
+    >>> layer.weight.dtype, layer(torch.ones(1, 3)).dtype
+    (torch.bfloat16, torch.float32)
+    """
+
+    def __init__(
+        self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None, *, native: bool = False
+    ) -> None:
+        """Round the weights, without gradients; `native` multiplies few rows with the native kernel."""
+        super().__init__(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        self.weight = _fixed(weight.bfloat16())
+        self.bias = None if bias is None else _fixed(bias.bfloat16())  # type: ignore[assignment]
+        self.native, self.widens = native, _lacks_bfloat16()
+
+    def select(self, rows: Int[Tensor, " k"]) -> "BFloat16Linear":
+        """Return the layer that computes these outputs alone; outputs that follow each other share its memory."""
+        bias = None if self.bias is None else _pick(self.bias, rows)
+        return BFloat16Linear(_pick(self.weight, rows), bias, native=self.native)
+
+    def forward(self, input: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        """Multiply."""
+        count = _count(input)
+        if self.native and count <= NATIVE_ROWS:
+            y = native_linear(input, self.weight)
+        elif self.widens and count > BFLOAT16_ROWS:
+            y = _widened(input, self.weight, torch.float32)
+        else:
+            y = F.linear(input.bfloat16(), self.weight).float()
+        return y if self.bias is None else y + self.bias
+
+
+class Int8Linear(nn.Module):
+    """A linear layer on int8 weights with a float32 scale for every output; what comes and goes is float32.
+
+    >>> Int8Linear.of(nn.Linear(3, 5)).weight.dtype
+    torch.int8
+    """
+
+    weight: Tensor  # int8 [out, in]
+    scale: Tensor  # float32 [out]
+    bias: Tensor | None
+    ones: Tensor
+
+    def __init__(
+        self,
+        weight: Int[Tensor, "o i"],
+        scale: Float[Tensor, " o"],
+        bias: Float[Tensor, " o"] | None = None,
+        *,
+        native: bool = False,
+    ) -> None:
+        """Keep rounded weights; `native` multiplies few rows with the native kernel."""
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.register_buffer("weight", weight.contiguous())
+        self.register_buffer("scale", scale.float().contiguous())
+        self.register_buffer("bias", None if bias is None else bias.float())
+        self.register_buffer("ones", torch.ones(len(scale), dtype=torch.bfloat16), persistent=False)
+        self.native, self.wide_type = native, torch.float32 if _lacks_bfloat16() else torch.bfloat16
+
+    @classmethod
+    def of(cls, linear: nn.Linear, *, native: bool = False) -> "Int8Linear":
+        """Round the weights to 255 steps, symmetric for every output.
+
+        Raises:
+            ValueError: a weight is not a number.
+        """
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(dim=1) / 127
+        if not bool(torch.isfinite(scale).all()):
+            raise ValueError("weights that are not finite cannot be rounded to int8; check the model.")
+        scale = torch.where(scale > 0, scale, 1.0)
+        rounded = (weight / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+        return cls(rounded, scale, None if linear.bias is None else linear.bias.detach(), native=native)
+
+    def select(self, rows: Int[Tensor, " k"]) -> "Int8Linear":
+        """Return the layer that computes these outputs alone; outputs that follow each other share its memory."""
+        bias = None if self.bias is None else _pick(self.bias, rows)
+        return Int8Linear(_pick(self.weight, rows), _pick(self.scale, rows), bias, native=self.native)
+
+    def forward(self, input: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        """Multiply; without the kernel, in bfloat16 where rows are few: with float32 rows torch is far slower."""
+        count = _count(input)
+        if self.native and count <= NATIVE_ROWS:
+            y = native_linear(input, self.weight, self.scale)
+        elif count > INT8_ROWS or self.in_features % INT8_STRIDE:
+            y = _widened(input, self.weight, self.wide_type) * self.scale
+        else:
+            rows = input.reshape(-1, self.in_features).bfloat16()
+            y = torch._weight_int8pack_mm(rows, self.weight, self.ones) * self.scale
+            y = y.view(*input.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias
+
+
+Kind = Literal["float32", "bfloat16", "int8"]
+LightLinear = Float32Linear | BFloat16Linear | Int8Linear
+
+
+def lighten(model: AnyModal, kind: Kind, *, native: bool = False) -> None:
+    """Replace the linear layers of the blocks and heads of a model, one at a time, and make all else float32.
+
+    A light model samples and no longer trains: no weight of it wants a gradient. A head that is tied to its embedding
+    gets weights of its own, but for float32. Save a model before: int8 has tensors that a model folder does not know.
+
+    Raises:
+        ValueError: the model is light already or not on the CPU, float32 is asked for without the kernel, or there is
+            no compiler for it.
+    """
+    if kind == "float32" and not native:
+        raise ValueError("float32 weights are what a model has; ask for the native kernel, or for bfloat16 or int8.")
+    if model.device.type != "cpu":
+        raise ValueError(f"light weights are for sampling on a CPU, the model lies on {model.device}; move it first.")
+    if is_light(model):
+        raise ValueError("the model is light already; load it again to give its weights another format.")
+    if native:
+        load_kernel()  # where there is no compiler, before anything has changed
+    model.requires_grad_(False)
+    parents = [*model.transformer.blocks.modules(), model]
+    parents += [model.image_head] if model.config.heads == "decoupled" else []
+    places = [
+        (parent, name) for parent in parents for name, child in parent.named_children() if isinstance(child, nn.Linear)
+    ]
+    replaced = {parent.get_submodule(name) for parent, name in places}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False) if module not in replaced else ():
+            parameter.data = parameter.data.float()
+    replaced.clear()
+    for parent, name in places:
+        linear = parent.get_submodule(name)
+        assert isinstance(linear, nn.Linear), f"{name} was a linear layer"
+        setattr(parent, name, _light(linear, kind, native=native))
+
+    if model.config.heads == "shared":
+        codes = model.head.select(model.image_ids)  # type: ignore[operator]
+        model.code_head = lambda hidden: codes(hidden)  # no module of the model's own: it shares the head's weights
+
+
+def is_light(model: AnyModal) -> bool:
+    """Say whether a model's weights were made lighter for sampling."""
+    return any(isinstance(module, LightLinear) for module in model.modules())
+
+
+def has_bfloat16() -> bool:
+    """Say whether this processor has instructions for bfloat16; without them torch is slower than in float32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _light(linear: nn.Linear, kind: Kind, *, native: bool) -> LightLinear:
+    if kind == "int8":
+        return Int8Linear.of(linear, native=native)
+    if kind == "bfloat16":
+        return BFloat16Linear(linear.weight, linear.bias, native=native)
+    return Float32Linear(linear.weight, linear.bias)
+
+
+def _fixed(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values.detach().contiguous(), requires_grad=False)
+
+
+def _count(x: Tensor) -> int:
+    return x.numel() // x.shape[-1]
+
+
+def _lacks_bfloat16() -> bool:
+    """Tell whether torch computes bfloat16 products without instructions for them, several times slower."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+def _widened(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiply with weights of which a part at a time is made `dtype`."""
+    size = max(1, WIDENED // weight.shape[1])
+    x = x.to(dtype)
+    return torch.cat([F.linear(x, part.to(dtype)) for part in weight.split(size)], dim=-1).float()
+
+
+def _pick(values: Tensor, rows: Int[Tensor, " k"]) -> Tensor:
+    """Return rows; as a view, where they follow each other."""
+    first = int(rows[0])
+    if torch.equal(rows, torch.arange(first, first + len(rows), device=rows.device)):
+        return values[first : first + len(rows)]
+    return values[rows]

@@ -1,0 +1,212 @@
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, ParamSpec
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anymodal.decoding.native import COMPILERS, load_kernel
+from anymodal.decoding.weights import BFloat16Linear, Float32Linear, Int8Linear, Kind, LightLinear, lighten
+from anymodal.model.unified import AnyModal
+from anymodal.tokens.weights import load_weights, save_weights
+
+ROWS = (1, 2, 3, 8, 9, 16, 17, 33, 65)
+SHAPES = [(32, 64), (9, 7), (23, 48), (5, 100)]
+ROUNDED = 2**-7  # of the sum of absolute products, where torch rounds rows and results to bfloat16
+Heads = Literal["shared", "decoupled"]
+P = ParamSpec("P")
+
+
+def needs_compiler(test: Callable[P, None]) -> Callable[P, None]:
+    """Run a test that is asked for the native kernel where there is a compiler; elsewhere see that this is said."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        if not kwargs.get("native", True) or any(map(shutil.which, COMPILERS)):
+            test(*args, **kwargs)
+        else:
+            with pytest.raises(ValueError, match="needs a C compiler"):
+                load_kernel()
+
+    return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the kernel in a folder of the test run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        load_kernel.cache_clear()
+        yield
+    load_kernel.cache_clear()
+
+
+def linear(out: int, width: int, *, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(width, out, bias=bias)
+
+
+def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+
+
+@needs_compiler
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("out", "width"), SHAPES)
+def test_bfloat16_rounds_weights(out: int, width: int, bias: bool, native: bool) -> None:
+    source = linear(out, width, bias=bias)
+    light = BFloat16Linear(source.weight, source.bias, native=native)
+    assert torch.equal(light.weight, source.weight.bfloat16())
+    assert list(light.state_dict()) == list(source.state_dict())
+    assert not any(parameter.requires_grad for parameter in light.parameters())
+    for rows in ROWS:
+        x = torch.randn(rows, width)
+        y = light(x)
+        assert (y.dtype, y.shape) == (torch.float32, (rows, out))
+        size = exact(x.abs(), light.weight.abs(), None)
+        bound = (1e-6 if native and rows <= 64 else ROUNDED) * size + 1e-6
+        assert bool(((y - exact(x, light.weight, light.bias)).abs() <= bound).all())
+
+
+@needs_compiler
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("out", "width"), SHAPES)
+def test_int8_errs_by_half_a_step_a_weight(out: int, width: int, bias: bool, native: bool) -> None:
+    source = linear(out, width, bias=bias)
+    light = Int8Linear.of(source, native=native)
+    assert (light.weight.dtype, light.scale.dtype) == (torch.int8, torch.float32)
+    assert bool((light.weight.abs().amax(1) == 127).all()), "the largest weight of an output takes the last step"
+    for rows in ROWS:
+        x = torch.randn(2, rows, width)
+        y = light(x)
+        assert (y.dtype, y.shape) == (torch.float32, (2, rows, out))
+        half = exact(x.abs(), (light.scale / 2)[:, None].expand(-1, width), None)
+        size = exact(x.abs(), source.weight.abs(), None)
+        bound = 1.001 * half + (1e-6 if native and 2 * rows <= 64 else ROUNDED) * size + 1e-6
+        assert bool(((y - exact(x, source.weight, source.bias)).abs() <= bound).all())
+
+
+@needs_compiler
+@pytest.mark.parametrize(("out", "width"), SHAPES)
+def test_float32_keeps_weights(out: int, width: int) -> None:
+    source = linear(out, width)
+    light = Float32Linear(source.weight, source.bias)
+    assert light.weight.data_ptr() == source.weight.data_ptr()
+    for rows in ROWS:
+        x = torch.randn(rows, width)
+        torch.testing.assert_close(light(x), source(x))
+
+
+def test_int8_of_zeros_is_zero_and_of_no_number_an_error() -> None:
+    source = linear(3, 16, bias=False)
+    with torch.no_grad():
+        source.weight[1] = 0
+    assert bool((Int8Linear.of(source)(torch.randn(2, 16))[:, 1] == 0).all())
+    with torch.no_grad():
+        source.weight[2, 3] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        Int8Linear.of(source)
+
+
+@needs_compiler
+@pytest.mark.parametrize("native", [False, True])
+def test_selected_outputs_are_the_same_and_share_memory(native: bool) -> None:
+    source = linear(24, 32)
+    lights: list[LightLinear] = [
+        BFloat16Linear(source.weight, source.bias, native=native),
+        Int8Linear.of(source, native=native),
+    ]
+    lights += [Float32Linear(source.weight, source.bias)] if native else []
+    x = torch.randn(3, 32)
+    for light in lights:
+        for rows in (torch.arange(7, 19), torch.tensor([4, 1, 20])):
+            torch.testing.assert_close(light.select(rows)(x), light(x)[:, rows])
+        behind = light.select(torch.arange(7, 19))
+        assert behind.weight.data_ptr() == light.weight[7:].data_ptr()
+
+
+def light_model(toy: Any, kind: Kind, *, native: bool = False, **changes: Any) -> AnyModal:
+    model: AnyModal = toy.parts(**changes).model
+    lighten(model, kind, native=native)
+    return model
+
+
+@needs_compiler
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("heads", ["shared", "decoupled"])
+@pytest.mark.parametrize(("kind", "bound"), [("bfloat16", 0.01), ("int8", 0.02), ("float32", 1e-5)])
+def test_logits_of_a_light_model_are_near(toy: Any, kind: Kind, bound: float, heads: Heads, native: bool) -> None:
+    if kind == "float32" and not native:
+        with pytest.raises(ValueError, match="ask for the native kernel"):
+            light_model(toy, kind)
+        return
+    model = toy.parts(heads=heads).model.eval().requires_grad_(False)
+    light = light_model(toy, kind, native=native, heads=heads).eval()
+    ids = torch.arange(40).view(2, 20)
+    before, out = model(ids), light(ids)
+    if heads == "decoupled":
+        light_codes = out.image_logits
+    else:
+        assert isinstance(light.head, LightLinear)
+        light_codes = light.head.select(light.image_ids)(out.hidden)
+    for near, true in ((out.logits, before.logits), (light_codes, before.image_logits)):
+        assert near.dtype == torch.float32
+        assert not near.requires_grad
+        assert float((near - true).norm() / true.norm()) < bound
+    linears = {name for name, module in light.named_modules() if type(module) is nn.Linear}
+    assert all(name.startswith(("understanding.", "image_aligner.")) for name in linears)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_tied_head_gets_its_own_weights(toy: Any, kind: Kind) -> None:
+    light = light_model(toy, kind, tie_embeddings=True)
+    assert light.embedding.weight.dtype == torch.float32
+    assert isinstance(light.head, LightLinear)
+    assert light.head.weight.data_ptr() != light.embedding.weight.data_ptr()
+    x = torch.randn(2, 32)
+    true = F.linear(x, light.embedding.weight)
+    assert float((light.text_logits(x) - true).norm() / true.norm()) < 0.02
+
+
+@needs_compiler
+def test_tied_head_stays_tied_in_float32(toy: Any) -> None:
+    light = light_model(toy, "float32", native=True, tie_embeddings=True)
+    assert light.head.weight.data_ptr() == light.embedding.weight.data_ptr()
+
+
+def test_bfloat16_model_keeps_its_weights_and_computes_in_float32(toy: Any) -> None:
+    model = toy.parts().model.bfloat16()
+    before = model.transformer.blocks[0].attention.q_proj.weight
+    lighten(model, "bfloat16")
+    assert model.transformer.blocks[0].attention.q_proj.weight.data_ptr() == before.data_ptr()
+    assert model.transformer.norm.weight.dtype == model.embedding.weight.dtype == torch.float32
+    assert model(torch.arange(20)[None]).logits.dtype == torch.float32
+
+
+def test_bfloat16_model_is_saved_and_read(toy: Any, tmp_path: Path) -> None:
+    light = light_model(toy, "bfloat16").eval()
+    assert set(light.state_dict()) == set(toy.parts().model.state_dict())
+    save_weights(light.state_dict(), tmp_path)
+    again = light_model(toy, "bfloat16", seed=1).eval()
+    ids = torch.arange(20)[None]
+    assert not torch.equal(again(ids).logits, light(ids).logits)
+    load_weights(again, tmp_path)
+    assert torch.equal(again(ids).logits, light(ids).logits)
+
+
+def test_light_model_is_not_made_lighter(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    light = light_model(toy, "bfloat16")
+    with pytest.raises(ValueError, match="light already"):
+        lighten(light, "int8")
+    load_kernel.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    model = toy.parts().model
+    with pytest.raises(ValueError, match="needs a C compiler"):
+        lighten(model, "int8", native=True)
+    assert type(model.head) is nn.Linear, "nothing has changed"
