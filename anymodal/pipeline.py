@@ -15,7 +15,7 @@ from anymodal.chat import Chat
 from anymodal.configuration import to_dict
 from anymodal.decoding.config import EngineConfig, GenerationConfig
 from anymodal.decoding.engine import Engine
-from anymodal.decoding.request import Request
+from anymodal.decoding.request import Request, Ticket
 from anymodal.decoding.sampler import Sampler
 from anymodal.decoding.usage import Usage
 from anymodal.decoding.weights import Kind, has_bfloat16, is_light, lighten
@@ -225,7 +225,8 @@ class Pipeline:
         """
         self.model.eval()
         engine = Engine(self.model, self.sampler.config)
-        return stream(engine, engine.submit(self.prompter.request(document, options)), self.prompter, rows=rows)
+        ticket = engine.submit(self.prompter.request(document, options))
+        return self._counted(engine, ticket, stream(engine, ticket, self.prompter, rows=rows))
 
     def chat(self) -> Chat:
         """Begin a conversation, which reads again nothing of what was said."""
@@ -281,6 +282,14 @@ class Pipeline:
         if batch.look_pixels is not None:
             batch.look_pixels = batch.look_pixels.to(self.model.embedding.weight.dtype)
         return batch
+
+    def _counted(self, engine: Engine, ticket: Ticket, events: Iterator[Event]) -> Iterator[Event]:
+        start = time.perf_counter()
+        try:
+            yield from events
+        finally:
+            seconds = time.perf_counter() - start
+            self.usage = Usage(tokens=len(ticket.written), seconds=seconds, rows=1, passes=engine.passes)
 
     def _timed(self, requests: Sequence[Request]) -> list[Int[Tensor, " n"]]:
         start = time.perf_counter()

@@ -9,6 +9,8 @@ Pictures are written as OUT/000.png, OUT/001.png, ... beside OUT/sheet.png, a co
 from pathlib import Path
 from typing import Any
 
+from anymodal.decoding.config import EngineConfig
+
 
 def main(
     prompts: list[str],
@@ -18,6 +20,7 @@ def main(
     num_images: int = 1,
     negative_prompt: str | None = None,
     guidance_scale: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -27,6 +30,8 @@ def main(
     device: str = "auto",
     dtype: str = "auto",
     allow_pickle: bool = False,
+    native: bool = False,
+    engine: EngineConfig = EngineConfig(),  # noqa: B008  (frozen)
 ) -> None:
     """Draw every prompt.
 
@@ -37,6 +42,7 @@ def main(
         num_images: pictures a prompt; picture i has seed + i.
         negative_prompt: what guidance leads away from.
         guidance_scale: weight of the prompt; the model's default without it.
+        guidance_interval: from and up to which share of a picture guidance acts; all of it without.
         temperature: of the codes; 0 takes the most likely ones.
         top_k: keep the k most likely codes; 0 keeps all.
         top_p: keep the fewest codes whose probability reaches p.
@@ -44,17 +50,20 @@ def main(
         width: of the pictures, in pixels.
         seed: of the first picture of every prompt.
         device: cpu, cuda, ... or auto.
-        dtype: float32, bfloat16, float64 or auto.
+        dtype: float32, bfloat16 or int8 (of the weights, on a CPU), float64, stored or auto.
         allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
+        native: multiply with a kernel that the system's C compiler builds, once.
+        engine: how the sampler works.
     """
     import sys
 
     from anymodal.data.sheet import save_pictures
     from anymodal.pipeline import from_pretrained
 
-    pipe = from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    pipe = from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle, native=native, engine=engine)
     choice: dict[str, Any] = {
         "guidance_scale": guidance_scale,
+        "guidance_interval": guidance_interval,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,

@@ -30,7 +30,7 @@ def main(
         seed: of the held-out scenes and of the drawings.
         out: JSON file of the scores and of what they were made with.
         device: cpu, cuda, ... or auto.
-        dtype: float32, bfloat16, float64 or auto.
+        dtype: float32, bfloat16 or int8 (of the weights, on a CPU), float64, stored or auto.
         allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
     """
     import json

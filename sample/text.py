@@ -7,6 +7,8 @@ Every question is answered on its own; answers are written to standard output, o
 
 from pathlib import Path
 
+from anymodal.decoding.config import EngineConfig
+
 
 def main(
     questions: list[str],
@@ -22,6 +24,8 @@ def main(
     device: str = "auto",
     dtype: str = "auto",
     allow_pickle: bool = False,
+    native: bool = False,
+    engine: EngineConfig = EngineConfig(),  # noqa: B008  (frozen)
 ) -> None:
     """Answer every question.
 
@@ -36,8 +40,10 @@ def main(
         top_p: keep the fewest tokens whose probability reaches p.
         seed: of the answers.
         device: cpu, cuda, ... or auto.
-        dtype: float32, bfloat16, float64 or auto.
+        dtype: float32, bfloat16 or int8 (of the weights, on a CPU), float64, stored or auto.
         allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
+        native: multiply with a kernel that the system's C compiler builds, once.
+        engine: how the sampler works.
     """
     import json
     import sys
@@ -46,7 +52,7 @@ def main(
     from anymodal.pipeline import from_pretrained
 
     picture = decode_picture(image.read_bytes())
-    pipe = from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    pipe = from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle, native=native, engine=engine)
     answers = pipe.answer(
         picture,
         questions,

@@ -49,6 +49,20 @@ def save_pictures(images: Sequence[Image.Image], out: Path, captions: Sequence[s
     return [*paths, out / "sheet.png"]
 
 
+def save_growth(frames: Sequence[Image.Image], path: Path, *, frame_ms: int = 120, scale: int = 4) -> None:
+    """Write pictures as they grew as one moving picture (GIF), each enlarged `scale` times.
+
+    Raises:
+        ValueError: there is no frame.
+    """
+    if not frames:
+        raise ValueError("a moving picture needs at least one frame, got none.")
+    first, *others = [
+        frame.resize((frame.width * scale, frame.height * scale), Image.Resampling.NEAREST) for frame in frames
+    ]
+    first.save(path, save_all=True, append_images=others, duration=frame_ms, loop=0)
+
+
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
     lines = [""]
     for word in text.split():

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from anymodal.data.sheet import LINE_HEIGHT, MARGIN, contact_sheet
+from anymodal.data.sheet import LINE_HEIGHT, MARGIN, contact_sheet, save_growth
 
 
 def test_pictures_stand_row_by_row() -> None:
@@ -28,3 +30,13 @@ def test_captions_wrap_below_their_picture() -> None:
 def test_a_sheet_needs_a_picture() -> None:
     with pytest.raises(ValueError, match="at least one picture"):
         contact_sheet([])
+
+
+def test_growth_is_a_moving_picture(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("grey", "red")]
+    save_growth(frames, tmp_path / "growth.gif", scale=2)
+    with Image.open(tmp_path / "growth.gif") as moving:
+        assert moving.size == (8, 8)
+        assert getattr(moving, "n_frames", 1) == 2
+    with pytest.raises(ValueError, match="at least one frame"):
+        save_growth([], tmp_path / "none.gif")
