@@ -95,7 +95,7 @@ def test_reconstruction_is_the_image_tokenizers(pipe: Pipeline) -> None:
 def test_a_saved_pipeline_is_loaded(toy: Any, pipe: Pipeline, tmp_path: Path, dtype: str) -> None:
     pipe.save_pretrained(tmp_path / "model")
     again = from_pretrained(tmp_path / "model", device="cpu", dtype=dtype)
-    assert again.model.get_submodule("transformer.blocks.0.attention.q_proj").weight.dtype == getattr(torch, dtype)
+    assert again.model.get_submodule("transformer.blocks.0.attention.o_proj").weight.dtype == getattr(torch, dtype)
     light = dtype in ("bfloat16", "int8")
     assert again.model.embedding.weight.dtype == (torch.float32 if light else getattr(torch, dtype))
     assert again.generation == pipe.generation

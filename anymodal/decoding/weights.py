@@ -1,5 +1,6 @@
 """Weight formats for sampling on a CPU, where the time goes into reading weights; the stream stays float32."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -21,6 +22,9 @@ BFLOAT16_ROWS = 8
 
 INT8_STRIDE = 16
 """Torch's int8 product reads past the end of rows whose length is no multiple of this."""
+
+JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Layers that read the same become one: few products of few rows are faster than many."""
 
 WIDENED = 2**18
 """Weights that are widened at once: few enough to stay in the cache."""
@@ -173,19 +177,14 @@ def lighten(model: AnyModal, kind: Kind, *, native: bool = False) -> None:
     model.requires_grad_(False)
     parents = [*model.transformer.blocks.modules(), model]
     parents += [model.image_head] if model.config.heads == "decoupled" else []
-    places = [
-        (parent, name) for parent in parents for name, child in parent.named_children() if isinstance(child, nn.Linear)
-    ]
-    replaced = {parent.get_submodule(name) for parent, name in places}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False) if module not in replaced else ():
-            parameter.data = parameter.data.float()
-    replaced.clear()
-    for parent, name in places:
-        linear = parent.get_submodule(name)
-        assert isinstance(linear, nn.Linear), f"{name} was a linear layer"
-        setattr(parent, name, _light(linear, kind, native=native))
-
+    _widen(model, {child for parent in parents for child in parent.children() if isinstance(child, nn.Linear)})
+    for parent in parents:
+        for joined in JOINED:
+            if hasattr(parent, joined):
+                _join(parent, joined)
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, _light(child, kind, native=native))
     if model.config.heads == "shared":
         codes = model.head.select(model.image_ids)  # type: ignore[operator]
         model.code_head = lambda hidden: codes(hidden)  # no module of the model's own: it shares the head's weights
@@ -199,6 +198,31 @@ def is_light(model: AnyModal) -> bool:
 def has_bfloat16() -> bool:
     """Say whether this processor has instructions for bfloat16; without them torch is slower than in float32."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _widen(model: AnyModal, besides: set[nn.Linear]) -> None:
+    """Make everything float32 besides these layers."""
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False) if module not in besides else ():
+            parameter.data = parameter.data.float()
+
+
+def _join(module: nn.Module, joined: str) -> None:
+    """Put layers of a module one below the other as one layer, and drop them."""
+    parts = [module.get_submodule(name) for name in JOINED[joined]]
+    weight, bias = (_stacked([getattr(part, name) for part in parts]) for name in ("weight", "bias"))
+    assert weight is not None, "linear layers have weights"
+    whole = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=weight.dtype)
+    whole.weight = _fixed(weight)
+    whole.bias = None if bias is None else _fixed(bias)  # type: ignore[assignment]
+    setattr(module, joined, whole)
+    for name in JOINED[joined]:
+        delattr(module, name)
+
+
+def _stacked(values: Sequence[Tensor | None]) -> Tensor | None:
+    given = [each.detach() for each in values if each is not None]
+    return torch.cat(given) if given else None
 
 
 def _light(linear: nn.Linear, kind: Kind, *, native: bool) -> LightLinear:

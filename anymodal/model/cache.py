@@ -94,7 +94,7 @@ class KVCache:
             visible = (torch.arange(shown, device=lengths.device) <= places[:, :, None])[:, None]
         return CacheStep(
             keys=self.keys[:, rows, :, :shown], values=self.values[:, rows, :, :shown], places=places,
-            visible=visible, causal=fresh and count > 1, begins=self.begins[rows],
+            visible=visible, causal=fresh and count > 1, begins=self.begins[rows], start=filled[0] if even else None,
         )  # fmt: skip
 
     def keep(self, counts: int | Sequence[int], rows: slice = slice(None)) -> None:
@@ -155,7 +155,8 @@ class KVCache:
 class CacheStep:
     """The places that one forward pass writes, and what its queries may see; None: all that is shown.
 
-    `begins` are the places at which the last picture of each row began, -1 without one.
+    `begins` are the places at which the last picture of each row began, -1 without one; `start` is the first place
+    where it is the same for all rows.
     """
 
     keys: Tensor
@@ -164,12 +165,18 @@ class CacheStep:
     visible: Tensor | None
     causal: bool
     begins: Int[Tensor, " b"]
+    start: int | None = None
 
     def write(
         self, layer: int, keys: Float[Tensor, "b kv_heads n head_dim"], values: Float[Tensor, "b kv_heads n head_dim"]
     ) -> tuple[Float[Tensor, "b kv_heads m head_dim"], Float[Tensor, "b kv_heads m head_dim"]]:
         """Store keys and values of a layer, and return all that are shown."""
+        kept = self.keys[layer], self.values[layer]
+        if self.start is not None:
+            end = self.start + self.places.shape[1]
+            kept[0][:, :, self.start : end], kept[1][:, :, self.start : end] = keys, values
+            return kept
         rows = torch.arange(len(self.places), device=self.places.device)[:, None]
-        for kept, new in ((self.keys[layer], keys), (self.values[layer], values)):
-            kept[rows, :, self.places] = new.transpose(1, 2).to(kept.dtype)
-        return self.keys[layer], self.values[layer]
+        for old, new in zip(kept, (keys, values), strict=True):
+            old[rows, :, self.places] = new.transpose(1, 2).to(old.dtype)
+        return kept

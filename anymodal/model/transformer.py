@@ -69,15 +69,19 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.dim, kv_heads * width, bias=config.attention_bias)
         self.o_proj = nn.Linear(heads * width, config.dim, bias=config.attention_bias and config.output_bias)
         self.q_norm, self.k_norm = (_qk_norm(config, count) for count in (heads, kv_heads))
+        self.qkv_proj: nn.Module | None = None  # the first three as one, where a sampler has joined them
 
     def forward(
-        self, x: Float[Tensor, "b n d"], rotary: Float[Tensor, "2 b n r"], context: Segments | CacheStep | None
+        self, x: Float[Tensor, "b n d"], rotary: Float[Tensor, "2 b n 1 r"], context: Segments | CacheStep | None
     ) -> Float[Tensor, "b n d"]:
         """Mix the tokens of each document."""
         width = self.config.head_dim
-        q = rotate(self.q_norm(rearrange(self.q_proj(x), "b n (heads k) -> b n heads k", k=width)), rotary)
-        k = rotate(self.k_norm(rearrange(self.k_proj(x), "b n (heads k) -> b n heads k", k=width)), rotary)
-        v = rearrange(self.v_proj(x), "b n (heads k) -> b n heads k", k=width)
+        heads = (self.config.num_heads, self.config.num_kv_heads, self.config.num_kv_heads)
+        if self.qkv_proj is not None:
+            q, k, v = self.qkv_proj(x).unflatten(-1, (-1, width)).split(heads, dim=2)
+        else:
+            q, k, v = (proj(x).unflatten(-1, (-1, width)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(torch.cat((self.q_norm(q), self.k_norm(k)), dim=2), rotary).split(heads[:2], dim=2)
         if isinstance(context, Segments):
             q, k, v = (
                 F.embedding(context.gather, t.flatten(2).flatten(0, 1)).unflatten(-1, (-1, width)) for t in (q, k, v)
@@ -107,9 +111,13 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.dim, config.hidden_dim, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.dim, config.hidden_dim, bias=config.mlp_bias)
         self.down_proj = nn.Linear(config.hidden_dim, config.dim, bias=config.mlp_bias)
+        self.gate_up_proj: nn.Module | None = None  # the first two as one, where a sampler has joined them
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Transform every token."""
+        if self.gate_up_proj is not None:
+            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+            return self.down_proj(F.silu(gate) * up)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -127,7 +135,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], rotary: Float[Tensor, "2 b n r"], context: Segments | CacheStep | None
+        self, x: Float[Tensor, "b n d"], rotary: Float[Tensor, "2 b n 1 r"], context: Segments | CacheStep | None
     ) -> Float[Tensor, "b n d"]:
         """Apply the block."""
         if self.swin:
@@ -165,6 +173,7 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Return normalised hidden states; `context` None means that every row is one document."""
         rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        rotary = rotary[:, :, :, None].to(torch.promote_types(x.dtype, torch.float32))
         for block in self.blocks:
             x = block(x, rotary, context)
         return self.norm(x)
@@ -177,11 +186,10 @@ def rotary_table(positions: Int[Tensor, "b n"], head_dim: int, theta: float) -> 
     return torch.stack((angles.cos(), angles.sin()))
 
 
-def rotate(x: Float[Tensor, "b n heads k"], rotary: Float[Tensor, "2 b n r"]) -> Float[Tensor, "b n heads k"]:
-    """Rotate the halves of every head against each other (the layout of transformers' Llama)."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = rotary.to(wide)[:, :, :, None].unbind(0)
-    first, second = x.to(wide).chunk(2, dim=-1)
+def rotate(x: Float[Tensor, "b n heads k"], rotary: Float[Tensor, "2 b n 1 r"]) -> Float[Tensor, "b n heads k"]:
+    """Rotate the halves of every head against each other (the layout of transformers' Llama), in the angles' type."""
+    cos, sin = rotary.unbind(0)
+    first, second = x.to(rotary.dtype).chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 

@@ -146,10 +146,11 @@ def test_rotary_keeps_norms_and_tells_distances() -> None:
     assert table.dtype == torch.float64
     q, k = torch.randn(2, 8, dtype=torch.float64)
     same = torch.stack([q, k, q, k])[None, :, None]
-    turned = rotate(same, table)[0, :, 0]
+    angles = table[:, :, :, None]
+    turned = rotate(same, angles)[0, :, 0]
     torch.testing.assert_close(turned.norm(dim=-1), same[0, :, 0].norm(dim=-1))
     torch.testing.assert_close(turned[0] @ turned[1], turned[2] @ turned[3])  # both 3 apart
-    assert rotate(same.bfloat16(), table).dtype == torch.bfloat16
+    assert rotate(same.bfloat16(), angles).dtype == torch.bfloat16
 
 
 def test_geometry_is_checked() -> None:
