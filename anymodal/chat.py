@@ -5,9 +5,10 @@ from typing import Unpack
 
 from PIL import Image
 
+from anymodal.decoding.config import Options
 from anymodal.decoding.engine import Engine
 from anymodal.decoding.request import Ticket
-from anymodal.prompting import Options, Prompter
+from anymodal.prompting import Prompter
 from anymodal.streaming import Event, stream
 from anymodal.tokens.document import Codes, Look, Part, Turn
 

@@ -19,7 +19,8 @@ _YES_NO = {"true", "false", "yes", "no"}
 def build_parser(program: Program, main: Callable[..., Any]) -> "ArgumentParser":
     """Build the parser of a program from the signature and docstring of its `main`.
 
-    Parameters before `*` without a default are positional; a list takes one word or more. All others are options.
+    Parameters before `*` without a default are positional; a list takes one word or more. All others are options, and
+    so are the keys of `**options: Unpack[SomeTypedDict]`.
     """
     import docstring_parser
     from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -69,7 +70,14 @@ def parse(program: Program, argv: Sequence[str], root: Path) -> tuple[Callable[.
         namespace = parser.instantiate(parser.parse_args(_spell(parser, argv, root)))
     except argparse.ArgumentError as error:
         raise ValueError(_tidy(str(error), parser)) from error
-    return main, {name: namespace[name] for name in inspect.signature(main).parameters}
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(main).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:  # **options: Unpack[SomeTypedDict]; what is not given is left out
+            (options,) = get_args(get_type_hints(main)[name])
+            arguments |= {key: namespace[key] for key in get_type_hints(options) if key in namespace}
+        else:
+            arguments[name] = namespace[name]
+    return main, arguments
 
 
 def _spell(parser: "ArgumentParser", argv: Sequence[str], root: Path) -> list[str]:
@@ -150,7 +158,11 @@ def _check_keys(parser: "ArgumentParser", data: Mapping[str, Any], path: Path, p
 
 def _leaves(parser: "ArgumentParser") -> list[str]:
     """Return the dotted names of all options that take a value; a group that may be absent (null) is one, too."""
-    dests = [action.dest for action in parser._actions if action.default is not argparse.SUPPRESS]
+    dests = [
+        action.dest
+        for action in parser._actions
+        if action.default is not argparse.SUPPRESS or hasattr(action, "_typehint")
+    ]
     leaves = [dest for dest in dests if dest != "config" and not _is_group(parser, dest)]
     return [name for leaf in leaves for name in (leaf, *_fields(leaf, _typehint(parser, leaf)))]
 

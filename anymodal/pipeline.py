@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anymodal.chat import Chat
 from anymodal.configuration import to_dict
-from anymodal.decoding.config import EngineConfig, GenerationConfig
+from anymodal.decoding.config import EngineConfig, GenerationConfig, Options
 from anymodal.decoding.engine import Engine
 from anymodal.decoding.request import Request, Ticket
 from anymodal.decoding.sampler import Sampler
@@ -21,7 +21,7 @@ from anymodal.decoding.usage import Usage
 from anymodal.decoding.weights import Kind, has_bfloat16, is_light, lighten
 from anymodal.model.folder import ModelFolder
 from anymodal.model.unified import AnyModal
-from anymodal.prompting import Options, Prompter, changed
+from anymodal.prompting import Prompter, changed
 from anymodal.published.registry import load_published, save_published
 from anymodal.streaming import Event, TextPiece, stream
 from anymodal.tokens.batch import Batch, pad

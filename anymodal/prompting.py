@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 from jaxtyping import Int
 from PIL import Image
@@ -11,47 +11,11 @@ from torch import Tensor
 from anymodal.configuration import from_dict
 from anymodal.data.fitting import fitted_size
 from anymodal.data.pictures import to_image, to_pixels
-from anymodal.decoding.config import GenerationConfig, SamplingConfig
+from anymodal.decoding.config import GenerationConfig, Options, SamplingConfig, Want
 from anymodal.decoding.request import Guides, Request
 from anymodal.model.folder import ModelFolder
 from anymodal.tokens.document import Codes, Document, Draw, Look, Part, TokenSequence, Turn
 from anymodal.tokens.grammar import Grammar, compile_grammar, spell_sizes
-
-Want = Literal["any", "text", "image"]
-
-
-class Options(TypedDict, total=False):
-    """How a document is continued; None, or left out, is the default of the model folder.
-
-    Attributes:
-        want: "any" lets the model choose between text and pictures.
-        max_new_tokens: most ids of text.
-        max_images: most pictures that "any" draws.
-        negative_prompt: what a picture is guided away from, for want "image".
-        guidance_scale: weight of the document for pictures.
-        image_guidance_scale: weight of the document's pictures alone.
-        guidance_interval: from and up to which share of a picture guidance acts.
-        temperature: of text and codes; 0 takes the most likely ones.
-        top_k: keep the k most likely ids; 0 keeps all.
-        top_p: keep the fewest ids whose probability reaches p.
-        height: of a picture, in pixels, for want "image".
-        width: of a picture, in pixels, for want "image".
-        seed: of what is written.
-    """
-
-    want: Want
-    max_new_tokens: int | None
-    max_images: int
-    negative_prompt: str | None
-    guidance_scale: float | None
-    image_guidance_scale: float | None
-    guidance_interval: tuple[float, float] | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    height: int | None
-    width: int | None
-    seed: int
 
 
 class Prompter:

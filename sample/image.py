@@ -7,7 +7,6 @@ Pictures are written as OUT/000.png, OUT/001.png, ... beside OUT/sheet.png, a co
 """
 
 from pathlib import Path
-from typing import Any
 
 from anymodal.decoding.config import EngineConfig
 
@@ -61,17 +60,11 @@ def main(
     from anymodal.pipeline import from_pretrained
 
     pipe = from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle, native=native, engine=engine)
-    choice: dict[str, Any] = {
-        "guidance_scale": guidance_scale,
-        "guidance_interval": guidance_interval,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-    }
-    size: dict[str, Any] = {"height": height, "width": width}
     images = pipe.generate_image(
-        prompts, num_images=num_images, negative_prompt=negative_prompt, seed=seed, **choice, **size
-    )
+        prompts, num_images=num_images, negative_prompt=negative_prompt, guidance_scale=guidance_scale,
+        guidance_interval=guidance_interval, temperature=temperature, top_k=top_k, top_p=top_p, height=height,
+        width=width, seed=seed,
+    )  # fmt: skip
     captions = [prompt for prompt in prompts for _ in range(num_images)]
     paths = save_pictures(images, out, captions)
     for path, caption in zip(paths, [*captions, "all of them"], strict=True):

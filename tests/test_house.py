@@ -33,7 +33,10 @@ ARROWS = {
     "published": {"configuration", "tokens", "model"},
     "decoding": {"configuration", "tokens", "model"},
     "learning": {"configuration", "tokens", "data", "model", "decoding"},
-    "pipeline": {"configuration", "tokens", "data", "model", "published", "decoding"},
+    "prompting": {"configuration", "tokens", "data", "model", "decoding"},
+    "streaming": {"tokens", "decoding", "prompting"},
+    "chat": {"tokens", "decoding", "prompting", "streaming"},
+    "pipeline": {"configuration", "tokens", "data", "model", "published", "decoding", "prompting", "streaming", "chat"},
     "scoring": {"configuration", "tokens", "data", "model", "published", "decoding", "pipeline"},
     "serving": {"configuration", "tokens", "data", "model", "published", "decoding", "pipeline"},
 }

@@ -159,3 +159,36 @@ def test_printed_config_is_read_back(toy: Program, tmp_path: Path, capsys: pytes
     path = tmp_path / "printed.yaml"
     path.write_text(capsys.readouterr().out.replace("prompts: null\n", ""))
     assert options(toy, "x", "--config", str(path))["model"].dim == 7
+
+
+def test_keys_of_a_typed_dict_are_options(tmp_path: Path) -> None:
+    program = tmp_path / "toy.py"
+    program.write_text(
+        '''"""Draw."""
+
+from typing import TypedDict, Unpack
+
+
+class Options(TypedDict, total=False):
+    """How to draw.
+
+    Attributes:
+        seed: of the picture.
+        top_k: keep so many.
+    """
+
+    seed: int
+    top_k: int | None
+
+
+def main(*, model: str = "emoji", **options: Unpack[Options]) -> None:
+    """Draw."""
+''',
+        encoding="utf-8",
+    )
+    toy = Program(program)
+    assert parse(toy, ["--seed", "3"], tmp_path)[1] == {"model": "emoji", "seed": 3}
+    assert parse(toy, ["--top-k=null"], tmp_path)[1] == {"model": "emoji", "top_k": None}
+    assert "of the picture." in build_parser(toy, toy.load().main).format_help()
+    with pytest.raises(ValueError, match="did you mean --seed"):
+        parse(toy, ["--sede", "3"], tmp_path)

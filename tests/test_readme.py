@@ -66,6 +66,15 @@ def test_five_commands_train_on_pictures_of_ones_own(root: Path, here: Path) -> 
     assert (here / "drawn" / "000.png").is_file()
 
 
+def test_python_of_the_page_about_sampling_runs(root: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for code in blocks(root, "python", "docs/sampling.md"):
+        exec(compile(code, "docs/sampling.md", "exec"), names)  # noqa: S102
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count("PictureRows") > 1
+    assert len(names["pictures"]) == 2  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("page", ["docs/published.md", "anymodal/models/emoji/README.md"])
 def test_commands_of_other_pages_are_understood(root: Path, page: str) -> None:
     found = commands(root, page)

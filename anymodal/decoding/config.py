@@ -1,9 +1,11 @@
 """Configuration of sampling; free of torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from anymodal.configuration import check_ranges
+
+Want = Literal["any", "text", "image"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,40 @@ class GenerationConfig:
     image: SamplingConfig = SamplingConfig()
     text: SamplingConfig = SamplingConfig(temperature=0.0)
     max_new_tokens: int = 64
+
+
+class Options(TypedDict, total=False):
+    """How a document is continued; None, or left out, is the default of the model folder.
+
+    Attributes:
+        want: what to write; "any" lets the model choose between text and pictures.
+        max_new_tokens: most ids of text.
+        max_images: most pictures that "any" draws.
+        negative_prompt: what a picture is guided away from, for want "image".
+        guidance_scale: weight of the document for pictures.
+        image_guidance_scale: weight of the document's pictures alone.
+        guidance_interval: from and up to which share of a picture guidance acts.
+        temperature: of text and codes; 0 takes the most likely ones.
+        top_k: keep the k most likely ids; 0 keeps all.
+        top_p: keep the fewest ids whose probability reaches p.
+        height: of a picture, in pixels, for want "image".
+        width: of a picture, in pixels, for want "image".
+        seed: of what is written.
+    """
+
+    want: Want
+    max_new_tokens: int | None
+    max_images: int
+    negative_prompt: str | None
+    guidance_scale: float | None
+    image_guidance_scale: float | None
+    guidance_interval: tuple[float, float] | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    height: int | None
+    width: int | None
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)

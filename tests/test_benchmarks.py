@@ -1,0 +1,100 @@
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+NAMES = ("sampling", "peers", "ours", "figures")
+
+
+@pytest.fixture(scope="module")
+def programs(root: Path) -> Iterator[dict[str, ModuleType]]:
+    """Import the benchmark as `python benchmarks/sampling.py` does."""
+    sys.path.insert(0, str(root / "benchmarks"))
+    yield {name: importlib.import_module(name) for name in NAMES}
+    sys.path.remove(str(root / "benchmarks"))
+    for name in NAMES:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def written(programs: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmarks")
+    (folder / "README.md").write_text("before\n<!-- sampling:begin -->old<!-- sampling:end -->\nbehind\n")
+    threads = torch.get_num_threads()
+    programs["sampling"].main(
+        ["--quick", "--out", str(folder / "sampling.json"), "--readme", str(folder / "README.md")]
+    )
+    assert torch.get_num_threads() == threads
+    return folder
+
+
+@pytest.fixture(scope="module")
+def toy(written: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((written / "sampling.json").read_text())["toy"]
+    return found
+
+
+@pytest.mark.parametrize("family", ["janus", "emu3"])
+def test_all_take_part_and_draw_the_same(toy: dict[str, Any], programs: dict[str, ModuleType], family: str) -> None:
+    samplers = toy["families"][family]["samplers"]
+    variants = {("anymodal", variant.name) for variant in programs["ours"].VARIANTS}
+    peers = {
+        (name, precision) for name in programs["peers"].FAMILIES[family].peers for precision in ("float32", "bfloat16")
+    }
+    assert {(each["name"], each["precision"]) for each in samplers} == variants | peers
+    for each in samplers:
+        assert set(each["pictures"]) == {"1", "3"}
+        for pictures in each["pictures"].values():
+            assert pictures["tokens_per_s"] > 0
+            assert 0 < pictures["of_bandwidth"] < 1
+            if each["precision"] == "float32":
+                assert pictures["same_greedy_codes"] == 1.0
+
+
+def test_distances_and_mixed_requests(toy: dict[str, Any], programs: dict[str, ModuleType]) -> None:
+    kl = {(each["name"], each["precision"]): each["kl"] for each in toy["families"]["janus"]["samplers"]}
+    assert kl.pop(("transformers", "float32")) is None
+    assert 0 <= kl["anymodal", "float32"] < 1e-7 < kl["transformers", "bfloat16"] < 1e-2
+    assert all(value < 1e-1 for value in kl.values())
+    mixed = toy["families"]["janus"]["mixed"]
+    assert [each["precision"] for each in mixed] == [variant.name for variant in programs["ours"].VARIANTS]
+    assert all(min(*each["apart_s"], *each["together_s"]) > 0 for each in mixed)
+    assert programs["figures"].times([1.0, 2.0, 4.0], [3.0, 4.0, 4.0]) == 2.0
+
+
+def test_figures_stand_beside_what_they_were_measured_on(toy: dict[str, Any], written: Path) -> None:
+    readme = (written / "README.md").read_text()
+    assert readme.startswith("before\n<!-- sampling:begin -->\n\n**toy**, Janus of")
+    assert readme.endswith("<!-- sampling:end -->\nbehind\n")
+    for fact in (toy["date"], toy["commit"], toy["torch"], toy["transformers"], toy["machine"]["Processor"]):
+        assert fact in readme
+    assert "| anymodal float32 |" in readme
+    bars = sum(len(each["pictures"]) for family in toy["families"].values() for each in family["samplers"])
+    assert (written / "sampling.svg").read_text().count("<rect") == bars
+
+
+def test_what_cannot_run_says_so_and_what_was_measured_stays(
+    programs: dict[str, ModuleType], toy: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "sampling.json"
+    out.write_text(json.dumps({"toy": toy, "1b": {**toy, "date": "long ago"}}))
+    programs["sampling"].main(["--shapes", "1b", "7b", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert (found["toy"], found["1b"]["date"]) == (toy, "long ago")
+    assert "**7b**: not measured (no CUDA device)." in capsys.readouterr().out
+
+
+def test_mistakes_are_named(programs: dict[str, ModuleType], tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        programs["sampling"].main(["--tokens", "65"])
+    assert "--tokens must be a square such as 64, got 65" in capsys.readouterr().err
+    (tmp_path / "README.md").write_text("no markers")
+    with pytest.raises(ValueError, match="must hold the lines <!-- sampling:begin -->"):
+        programs["figures"].splice(tmp_path / "README.md", "")
