@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-BEGIN, END = "<!-- sampling:begin -->", "<!-- sampling:end -->"
 RATIOS = ("transformers float32", "transformers bfloat16", "Janus loop bfloat16")
 ROUNDING = 1e-6  # below it, a KL tells the rounding of float32
 WIDTH, NAMES, NUMBERS, LINE = 640, 170, 60, 18
@@ -98,17 +97,18 @@ def times(seconds: Sequence[float], others: Sequence[float]) -> float:
     return median(other / own for own, other in zip(seconds, others, strict=True))
 
 
-def splice(path: Path, text: str) -> None:
-    """Put text between the markers of a file.
+def splice(path: Path, text: str, name: str = "sampling") -> None:
+    """Put text between the markers of this name in a file.
 
     Raises:
         ValueError: the file has no such markers.
     """
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} must hold the lines {BEGIN} and {END}, between which tables go; add them.")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{path} must hold the lines {begin} and {end}, between which tables go; add them.")
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def _distance(kl: float | None) -> str:

@@ -10,7 +10,7 @@ from peers import Prompts
 from torch import Tensor
 
 import anymodal
-from anymodal.decoding.config import SamplingConfig
+from anymodal.decoding.config import EngineConfig, SamplingConfig
 from anymodal.decoding.request import Request
 from anymodal.tokens.document import Codes
 from anymodal.tokens.grammar import Grammar, compile_grammar
@@ -18,20 +18,25 @@ from anymodal.tokens.grammar import Grammar, compile_grammar
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run our sampler: what `from_pretrained` and `sampler.generate` are told.
+    """One way to run our sampler: what `from_pretrained` is told.
 
-    `weight_bytes` is what a weight takes in memory.
+    `weight_bytes` is what a weight takes in memory; what `compiles` takes minutes, and no part in a quick run.
     """
 
     name: str
     weight_bytes: float
     load: Mapping[str, Any] = field(default_factory=dict)
-    sample: Mapping[str, Any] = field(default_factory=dict)
+    compiles: bool = False
 
 
 VARIANTS = (
     Variant("float32", 4, load={"dtype": "float32"}),
+    Variant("float32 native", 4, load={"dtype": "float32", "native": True}),
     Variant("bfloat16", 2, load={"dtype": "bfloat16"}),
+    Variant("bfloat16 native", 2, load={"dtype": "bfloat16", "native": True}),
+    Variant("int8", 1, load={"dtype": "int8"}),
+    Variant("int8 native", 1, load={"dtype": "int8", "native": True}),
+    Variant("float32 compiled", 4, load={"dtype": "float32", "engine": EngineConfig(compile=True)}, compiles=True),
 )
 
 
@@ -48,7 +53,7 @@ class Ours:
 
     def generate(self, requests: Sequence[Request]) -> list[Tensor]:
         """Return the new ids of every request."""
-        return self.pipe.sampler.generate(requests, **self.variant.sample)
+        return self.pipe.sampler.generate(requests)
 
     def grammar(self, want: Any) -> Grammar:
         """Say what may be written; a text never ends by itself, so that its length is known."""

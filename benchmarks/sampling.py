@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from figures import bars, splice, tables
-from ours import VARIANTS, Ours
+from ours import VARIANTS, Ours, Variant
 from peers import FAMILIES, PRECISIONS, SHAPES, Family, Shape
 from torch import Tensor
 
@@ -63,6 +63,7 @@ class Options:
     rounds: int
     mixed: int
     bandwidth: float
+    variants: Sequence[Variant]
 
 
 def theirs(family: Family, models: Mapping[str, Any], ours: Ours) -> list[Runner]:
@@ -115,7 +116,7 @@ def measure(family: Family, folder: Path, options: Options) -> dict[str, Any]:
     """Measure one family at one shape."""
     device = options.shape.device
     family.write(folder, options.shape, options.side)
-    ours = [Ours(folder, variant, device, family.guidance) for variant in VARIANTS]
+    ours = [Ours(folder, variant, device, family.guidance) for variant in options.variants]
     models = {precision: family.load(folder, dtype, device) for precision, dtype in PRECISIONS.items()}
     weights = family.weights_a_step(models["float32"])
     runners = theirs(family, models, ours[0])
@@ -182,6 +183,12 @@ def mixed(ours: Sequence[Ours], options: Options) -> list[dict[str, Any]]:
     return found
 
 
+def runs_here(variant: Variant, device: str, *, quick: bool) -> bool:
+    """Say whether a variant takes part: int8 and the native kernel are for CPUs, compiling takes minutes."""
+    for_cpu = variant.load.get("native", False) or variant.load["dtype"] == "int8"
+    return not (quick and variant.compiles) and not (for_cpu and device != "cpu")
+
+
 def measured_on(shape: Shape, bandwidth: float) -> dict[str, Any]:
     """Return what stands beside every figure."""
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude", "*"]
@@ -242,8 +249,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found.setdefault(name, {"not_measured": "no CUDA device"})
                 continue
             bandwidth = read_bandwidth(shape.device, 2**22 if options.quick else 2**28)
-            asked = Options(shape, math.isqrt(options.tokens or shape.tokens), options.batches, options.rounds,
-                            options.mixed, bandwidth)  # fmt: skip
+            asked = Options(
+                shape=shape, side=math.isqrt(options.tokens or shape.tokens), batches=options.batches,
+                rounds=options.rounds, mixed=options.mixed, bandwidth=bandwidth,
+                variants=[each for each in VARIANTS if runs_here(each, shape.device, quick=options.quick)],
+            )  # fmt: skip
             found[name] = {**measured_on(shape, bandwidth), "rounds": options.rounds, "families": {}}
             for family in options.families:
                 print(f"{name} {family}", file=sys.stderr)

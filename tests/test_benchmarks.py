@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-NAMES = ("sampling", "peers", "ours", "figures")
+NAMES = ("sampling", "peers", "ours", "figures", "speculation")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def toy(written: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("family", ["janus", "emu3"])
 def test_all_take_part_and_draw_the_same(toy: dict[str, Any], programs: dict[str, ModuleType], family: str) -> None:
     samplers = toy["families"][family]["samplers"]
-    variants = {("anymodal", variant.name) for variant in programs["ours"].VARIANTS}
+    variants = {("anymodal", variant.name) for variant in programs["ours"].VARIANTS if not variant.compiles}
     peers = {
         (name, precision) for name in programs["peers"].FAMILIES[family].peers for precision in ("float32", "bfloat16")
     }
@@ -63,7 +63,9 @@ def test_distances_and_mixed_requests(toy: dict[str, Any], programs: dict[str, M
     assert 0 <= kl["anymodal", "float32"] < 1e-7 < kl["transformers", "bfloat16"] < 1e-2
     assert all(value < 1e-1 for value in kl.values())
     mixed = toy["families"]["janus"]["mixed"]
-    assert [each["precision"] for each in mixed] == [variant.name for variant in programs["ours"].VARIANTS]
+    assert [each["precision"] for each in mixed] == [
+        variant.name for variant in programs["ours"].VARIANTS if not variant.compiles
+    ]
     assert all(min(*each["apart_s"], *each["together_s"]) > 0 for each in mixed)
     assert programs["figures"].times([1.0, 2.0, 4.0], [3.0, 4.0, 4.0]) == 2.0
 
@@ -98,3 +100,16 @@ def test_mistakes_are_named(programs: dict[str, ModuleType], tmp_path: Path, cap
     (tmp_path / "README.md").write_text("no markers")
     with pytest.raises(ValueError, match="must hold the lines <!-- sampling:begin -->"):
         programs["figures"].splice(tmp_path / "README.md", "")
+
+
+def test_speculation_saves_passes(programs: dict[str, ModuleType], tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("<!-- speculation:begin --><!-- speculation:end -->")
+    out, readme = tmp_path / "speculation.json", tmp_path / "README.md"
+    words = ["--count", "2", "--rounds", "1", "--windows", "16", "--out", str(out), "--readme", str(readme)]
+    programs["speculation"].main(words)
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 9
+    for row in rows:
+        assert row["passes"] == 64 if row["engine"] == "none" else row["passes"] < 40
+        assert row["equal"] == 1.0 or row["engine"].startswith("accept")
+    assert readme.read_text().count("| jacobi, window 16 |") == 3

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
@@ -19,6 +20,31 @@ from anymodal.model.unified import AnyModal
 from anymodal.tokens.document import TokenSequence
 
 ROUND = 64  # capacities are multiples, so that later requests fit without moving the cache
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What was chosen for the requests of a step, on its way to the host."""
+
+    lives: Sequence[Live]
+    bundle: Int[Tensor, "4 b"]
+    arrived: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, lives: Sequence[Live], bundle: Int[Tensor, "4 b"]) -> "_Chosen":
+        """Send it, without waiting and without queueing behind the step that follows."""
+        if bundle.device.type != "cuda":
+            return cls(list(lives), bundle, None)
+        told, arrived = bundle.to("cpu", non_blocking=True), torch.cuda.Event()
+        arrived.record()
+        return cls(list(lives), told, arrived)
+
+    def read(self) -> list[list[int]]:
+        """Return ids, faults, states and kinds, a row a request."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        rows: list[list[int]] = self.bundle.T.tolist()
+        return rows
 
 
 class Engine:
@@ -45,7 +71,7 @@ class Engine:
         self.cache: KVCache | None = None
         self.passes = 0
         self._used = 0
-        self._pending: deque[tuple[list[Live], Tensor]] = deque()
+        self._pending: deque[_Chosen] = deque()
         self._clear_tables()
 
     def _clear_tables(self) -> None:
@@ -107,7 +133,7 @@ class Engine:
             return
         speculates = self.speculation.possible(self.lives)
         chosen, bundle = self._choose(speculates)
-        self._pending.append((list(self.lives), bundle))
+        self._pending.append(_Chosen.of(self.lives, bundle))
         if self._in_lockstep():
             self._settle_all()
             self._detach()
@@ -317,8 +343,9 @@ class Engine:
 
     def _settle(self) -> None:
         """Let the host read what was chosen, and free the rows of requests that have ended."""
-        lives, bundle = self._pending.popleft()
-        for live, (index, fault, state, kind) in zip(lives, bundle.T.tolist(), strict=True):
+        chosen = self._pending.popleft()
+        lives = chosen.lives
+        for live, (index, fault, state, kind) in zip(lives, chosen.read(), strict=True):
             if live.ended:
                 continue
             live.state, live.kind = state, kind

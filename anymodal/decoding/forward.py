@@ -48,6 +48,8 @@ class Forward:
 
     def _replayed(self, ids: Int[Tensor, "r 1"], step: CacheStep) -> Float[Tensor, "r d"]:
         key = (len(ids), step.keys.shape[3], step.keys.data_ptr())
+        if any(address != key[2] for *_, address in self._graphs):
+            self._graphs.clear()  # the cache has moved
         if key not in self._graphs:
             self._graphs[key] = _Graph(self._plain, ids, step)
         return self._graphs[key](ids, step)

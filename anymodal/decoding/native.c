@@ -5,6 +5,8 @@
  *
  * A sum is a vector of partial sums that grows along i and is folded at the end, in every tile alike: the result of a
  * row depends neither on the other rows nor on the number of threads.
+ *
+ * Behind it stand RMSNorm and, in native_attention.c, attention to the cache, which torch reads slowly for few queries.
  */
 
 #include <stdint.h>
@@ -199,4 +201,20 @@ void anymodal_linear(int64_t kind, int64_t threads, float *y, const float *x, co
         parallel(body, &p, (unsigned)threads, 0);
     else
         share(&p, 0, 1);
+}
+
+/* y[r, i] = weight[i] * x[r, i] / sqrt(mean_i x[r, i]^2 + eps), a row at a time. */
+void anymodal_rms_norm(float *y, const float *x, const float *weight, int64_t rows, int64_t width, float eps) {
+    const int64_t whole = width - width % LANES;
+    for (; rows > 0; rows--, x += width, y += width) {
+        vector squares = {0};
+        for (int64_t i = 0; i < whole; i += LANES) {
+            const vector read = load_float32(x + i);
+            squares += read * read;
+        }
+        float sum = fold(squares);
+        for (int64_t i = whole; i < width; i++) sum += x[i] * x[i];
+        const float factor = 1 / __builtin_sqrtf(sum / (float)width + eps);
+        for (int64_t i = 0; i < width; i++) y[i] = x[i] * factor * weight[i];
+    }
 }

@@ -1,4 +1,4 @@
-"""The optional kernel: a few rows times stored weights, in C, compiled on this machine when it is first asked for."""
+"""The optional kernel: what few rows need of a model, in C, compiled on this machine when it is first asked for."""
 
 import ctypes
 import functools
@@ -7,19 +7,26 @@ import os
 import platform
 import shutil
 import stat
+import struct
 import subprocess
 import tempfile
 from importlib import resources
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 COMPILERS = ("cc", "gcc", "clang")
+SOURCES = ("native.c", "native_attention.c")
+"""What the library is compiled from, as one."""
+
+ATTENTION = struct.Struct("20qf4x")
+"""The C struct `attention`."""
+
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 WEIGHTS_A_THREAD = 2**16
-"""Below this many, waking a thread takes longer than what it would do."""
+"""Below this many, waking a thread takes longer than what it would do; keys and values count as weights."""
 
 
 def native_linear(
@@ -38,6 +45,37 @@ def native_linear(
     return load_kernel().linear(x, weight, scale)
 
 
+def native_attention(
+    q: Float[Tensor, "b n heads head_dim"],
+    keys: Float[Tensor, "b kv_heads m head_dim"],
+    values: Float[Tensor, "b kv_heads m head_dim"],
+    places: Int[Tensor, "b n"],
+    scale: float | None = None,
+) -> Float[Tensor, "b n heads head_dim"]:
+    """Attend to a cache in float32: query [b, n] sees the keys 0 to `places[b, n]`, and nothing else is read.
+
+    `scale` is one over the root of head_dim, unless given. The result of a query depends neither on other queries and
+    rows, nor on how much of the cache is shown, nor on the number of threads, to the last bit. There is no gradient.
+
+    Raises:
+        ValueError: there is no compiler, the tensors are not what the kernel reads, or a place is not shown.
+    """
+    if torch.compiler.is_compiling():
+        return _traced_attention(q, keys, values, places, scale)
+    return load_kernel().attention(q, keys, values, places, scale)
+
+
+def native_rms_norm(
+    x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], eps: float
+) -> Float[Tensor, "*b d"]:
+    """Divide float32 rows by the root of their mean square plus `eps`, times a weight (arXiv:1910.07467).
+
+    Raises:
+        ValueError: there is no compiler, or the tensors are not what the kernel reads.
+    """
+    return load_kernel().rms_norm(x, weight, eps)
+
+
 @torch.library.custom_op("anymodal::native_linear", mutates_args=())
 def _traced(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     return load_kernel().linear(x, weight, scale)
@@ -46,6 +84,16 @@ def _traced(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
 @_traced.register_fake
 def _shape_of(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("anymodal::native_attention", mutates_args=())
+def _traced_attention(q: Tensor, keys: Tensor, values: Tensor, places: Tensor, scale: float | None) -> Tensor:
+    return load_kernel().attention(q, keys, values, places, scale)
+
+
+@_traced_attention.register_fake
+def _shape_of_attention(q: Tensor, keys: Tensor, values: Tensor, places: Tensor, scale: float | None) -> Tensor:
+    return q.new_empty(q.shape)
 
 
 class Kernel:
@@ -58,6 +106,12 @@ class Kernel:
         self._linear = loaded.anymodal_linear
         self._linear.argtypes = (size, size, pointer, pointer, pointer, pointer, size, size, size)
         self._linear.restype = None
+        self._attention = loaded.anymodal_attention
+        self._attention.argtypes = (pointer, size)
+        self._attention.restype = size
+        self._rms_norm = loaded.anymodal_rms_norm
+        self._rms_norm.argtypes = (pointer, pointer, pointer, size, size, ctypes.c_float)
+        self._rms_norm.restype = None
         torch_and_its_libraries = ctypes.CDLL(torch._C.__file__)
         names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
         found = [getattr(torch_and_its_libraries, name, None) for name in names]
@@ -80,7 +134,7 @@ class Kernel:
             or x.dtype is not torch.float32
             or not (x.is_cpu and weight.is_cpu and weight.is_contiguous())
             or not (scale is None or _fits(scale, out))
-            or (x.requires_grad and torch.is_grad_enabled())
+            or _wants_gradients(x)
         ):
             raise ValueError(
                 "the native kernel multiplies float32 rows of the CPU, without gradients, with contiguous weights "
@@ -96,6 +150,63 @@ class Kernel:
         scales = None if scale is None else scale.data_ptr()
         rows = x.numel() // width
         self._linear(kind, threads, y.data_ptr(), x.data_ptr(), weight.data_ptr(), scales, rows, width, out)
+        return y
+
+    def attention(self, q: Tensor, keys: Tensor, values: Tensor, places: Tensor, scale: float | None = None) -> Tensor:
+        """Compute `native_attention` without torch's dispatcher.
+
+        Raises:
+            ValueError: the tensors are not what the kernel reads, or a place is not shown.
+        """
+        rows, count, heads, width = q.shape
+        kv_heads, shown = keys.shape[1:3]
+        strides = (*q.stride(), *keys.stride(), *values.stride())
+        if (
+            not (q.dtype is keys.dtype is values.dtype is torch.float32)
+            or places.dtype is not torch.int64
+            or keys.shape != (rows, kv_heads, shown, width)
+            or values.shape != keys.shape
+            or places.shape != (rows, count)
+            or not kv_heads
+            or heads % kv_heads
+            or strides[3::4] != (1, 1, 1)
+            or not (q.is_cpu and keys.is_cpu and values.is_cpu and places.is_cpu and places.is_contiguous())
+            or _wants_gradients(q, keys, values)
+        ):
+            raise ValueError(
+                "the native kernel attends with float32 queries [b, n, heads, head_dim] of the CPU, without gradients, "
+                "to float32 keys and values [b, kv_heads, m, head_dim] up to int64 places [b, n], features next to "
+                f"each other; got {', '.join(map(_describe, (q, keys, values, places)))}; use torch.inference_mode(), "
+                "or leave `native` off."
+            )
+        y = q.new_empty(q.shape)
+        threads = torch.get_num_threads()
+        if threads > 1 and 2 * rows * kv_heads * shown * width < WEIGHTS_A_THREAD * threads:
+            threads = 1
+        pointers = y.data_ptr(), q.data_ptr(), keys.data_ptr(), values.data_ptr(), places.data_ptr()
+        sizes = rows, count, heads, kv_heads, width, shown
+        scale = width**-0.5 if scale is None else scale
+        steps = *strides[:3], *strides[4:7], *strides[8:11]
+        if not self._attention(ATTENTION.pack(*pointers, *sizes, *steps, scale), threads):
+            raise ValueError(f"places must lie in [0, {shown}), got {places.tolist()}; show more of the cache.")
+        return y
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Compute `native_rms_norm`.
+
+        Raises:
+            ValueError: the tensors are not what the kernel reads.
+        """
+        width = x.shape[-1]
+        if x.dtype is not torch.float32 or not (x.is_cpu and _fits(weight, width)) or _wants_gradients(x, weight):
+            raise ValueError(
+                "the native kernel normalises float32 rows of the CPU, without gradients, with a float32 weight a "
+                f"feature; got {_describe(x)} and {_describe(weight)}; use torch.inference_mode(), or leave `native` "
+                "off."
+            )
+        x = x.contiguous()
+        y = x.new_empty(x.shape)
+        self._rms_norm(y.data_ptr(), x.data_ptr(), weight.data_ptr(), x.numel() // width, width, eps)
         return y
 
 
@@ -125,12 +236,13 @@ def build_kernel() -> Path:
             "install one (package gcc or clang), or leave `native` off."
         )
     tune = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-    command = [compiler, "-std=gnu11", "-O3", tune, "-Wno-psabi", "-fPIC", "-shared", "-x", "c", "-"]
-    source = (resources.files("anymodal.decoding") / "native.c").read_bytes()
+    command = [compiler, "-std=gnu11", "-O3", tune, "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared", "-x", "c", "-"]
+    folder_of_sources = resources.files("anymodal.decoding")
+    source = b"".join((folder_of_sources / name).read_bytes() for name in SOURCES)
     macros = _run([compiler, tune, "-dM", "-E", "-x", "c", os.devnull])  # the compiler's version, the CPU's features
     key = hashlib.sha256(b"\0".join((source, macros, " ".join(command).encode()))).hexdigest()
     folder = _private_folder()
-    library = folder / f"linear-{key[:32]}.so"
+    library = folder / f"native-{key[:32]}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / library.name
@@ -175,6 +287,10 @@ def _check_mine(path: Path) -> None:
 
 def _fits(scale: Tensor, out: int) -> bool:
     return scale.dtype is torch.float32 and scale.shape == (out,) and scale.is_contiguous() and scale.is_cpu
+
+
+def _wants_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _describe(tensor: Tensor) -> str:

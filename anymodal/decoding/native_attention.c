@@ -1,0 +1,209 @@
+/* Attention of a few queries to a cache of keys and values in float32; compiled behind native.c, as one with it.
+ *
+ * At few queries the time goes into reading keys and values. A block of them is read once for a tile of queries: those
+ * of all heads that share it, and of neighbouring positions. Softmax keeps a running maximum from block to block (Milakov
+ * and Gimelshein, arXiv:1805.02867), so what is kept does not grow with the cache.
+ *
+ * Blocks begin at the first key and sums grow along keys, in every tile alike: the result of a query depends neither on
+ * the other queries and rows, nor on how much cache is shown, nor on the number of threads. What a query does not see is
+ * never multiplied with, not even with zero: it may be no number.
+ */
+
+#define KEYS 64   /* of a block */
+#define QUERIES 4 /* of the largest tile */
+#define TILE 8    /* sums that registers hold */
+
+typedef struct {
+    float *y; /* [rows, queries, heads, width] */
+    const float *q, *k, *v;
+    const int64_t *places; /* [rows, queries]: the last key that a query sees */
+    int64_t rows, queries, heads, kv_heads, width, shown;
+    int64_t q_row, q_query, q_head, k_row, k_head, k_key, v_row, v_head, v_key; /* strides */
+    float scale;
+} attention;
+
+typedef struct {
+    const float *q[QUERIES], *k, *v;
+    float *y[QUERIES];
+    int64_t ends[QUERIES], most; /* keys that each sees, and the largest of them */
+    float top[QUERIES], total[QUERIES];
+    float weights[QUERIES][KEYS];
+} tile_of_queries;
+
+INLINE vector splat(float value) {
+    vector v;
+    for (int lane = 0; lane < LANES; lane++) v[lane] = value;
+    return v;
+}
+
+/* exp of what is not above zero, to the last bits (Cephes' polynomial); what is no number stays so. */
+INLINE vector exponential(vector x) {
+    const vector shift = splat(12582912.0f); /* 1.5 * 2^23: the sum's last bits are the nearest integer */
+    const vector shifted = x * 1.44269504088896341f + shift, whole = shifted - shift;
+    const vector r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    p *= (vector)(((words)shifted + 127) << 23);
+    return (vector)((integers)p & ~(x < -87.0f));
+}
+
+INLINE float exponential_of(float x) { return exponential(splat(x))[0]; }
+
+/* Scores of keys from `begin + b`; keys behind the last that any query sees are read as that one. */
+INLINE void score(const attention *p, tile_of_queries *t, int queries, int keys, int64_t begin, int64_t b) {
+    const int64_t width = p->width, whole = width - width % LANES;
+    vector sums[QUERIES][TILE];
+    const float *k[TILE];
+    UNROLL for (int c = 0; c < keys; c++) {
+        const int64_t key = begin + b + c < t->most ? begin + b + c : t->most - 1;
+        k[c] = t->k + key * p->k_key;
+        UNROLL for (int a = 0; a < queries; a++) sums[a][c] = splat(0);
+    }
+    for (int64_t i = 0; i < whole; i += LANES) {
+        vector read[QUERIES];
+        UNROLL for (int a = 0; a < queries; a++) {
+            read[a] = load_float32(t->q[a] + i);
+            HOLD(read[a]);
+        }
+        UNROLL for (int c = 0; c < keys; c++) {
+            vector key = load_float32(k[c] + i);
+            if (queries > 1) HOLD(key);
+            UNROLL for (int a = 0; a < queries; a++) sums[a][c] += read[a] * key;
+        }
+    }
+    UNROLL for (int a = 0; a < queries; a++) {
+        UNROLL for (int c = 0; c < keys; c++) {
+            float sum = fold(sums[a][c]);
+            for (int64_t i = whole; i < width; i++) sum += t->q[a][i] * k[c][i];
+            t->weights[a][b + c] = sum * p->scale;
+        }
+    }
+}
+
+/* Turn the scores of a query's `count` keys into weights, and what it has summed so far with the old maximum. */
+NOINLINE void weigh(const attention *p, tile_of_queries *t, int a, int64_t count) {
+    float *weights = t->weights[a], top = t->top[a];
+    for (int64_t c = count; c % LANES; c++) weights[c] = -__builtin_inff();
+    vector tops = splat(top), sums = splat(0);
+    for (int64_t c = 0; c < count; c += LANES) {
+        const vector scores = load_float32(weights + c);
+        const integers more = scores > tops;
+        tops = (vector)(((integers)scores & more) | ((integers)tops & ~more));
+    }
+    for (int lane = 0; lane < LANES; lane++) top = tops[lane] > top ? tops[lane] : top;
+    const float shift = top == -__builtin_inff() ? 0 : top;
+    for (int64_t c = 0; c < count; c += LANES) {
+        const vector weight = exponential(load_float32(weights + c) - shift);
+        memcpy(weights + c, &weight, sizeof weight);
+        sums += weight;
+    }
+    const float kept = exponential_of(t->top[a] - shift);
+    t->total[a] = t->total[a] * kept + fold(sums);
+    t->top[a] = top;
+    if (kept != 1)
+        for (int64_t d = 0; d < p->width; d++) t->y[a][d] *= kept;
+}
+
+/* Add weighted values [from, to) of a block to features [d, d + vectors) of queries [a, a + queries). */
+INLINE void mix(const attention *p, tile_of_queries *t, int a, int queries, int vectors, int64_t d, const float *v,
+                int64_t from, int64_t to) {
+    vector sums[QUERIES][TILE];
+    UNROLL for (int b = 0; b < queries; b++) {
+        UNROLL for (int c = 0; c < vectors; c++) sums[b][c] = load_float32(t->y[a + b] + d + c * LANES);
+    }
+    for (int64_t key = from; key < to; key++) {
+        vector read[TILE];
+        UNROLL for (int c = 0; c < vectors; c++) read[c] = load_float32(v + key * p->v_key + d + c * LANES);
+        UNROLL for (int b = 0; b < queries; b++) {
+            vector weight = splat(t->weights[a + b][key]);
+            UNROLL for (int c = 0; c < vectors; c++) sums[b][c] += weight * read[c];
+        }
+    }
+    UNROLL for (int b = 0; b < queries; b++) {
+        UNROLL for (int c = 0; c < vectors; c++) memcpy(t->y[a + b] + d + c * LANES, &sums[b][c], sizeof(vector));
+    }
+}
+
+INLINE void mix_all(const attention *p, tile_of_queries *t, int a, int queries, const float *v, int64_t from,
+                    int64_t to) {
+    const int vectors = TILE / queries;
+    int64_t d = 0;
+    for (; d + vectors * LANES <= p->width; d += vectors * LANES) mix(p, t, a, queries, vectors, d, v, from, to);
+    for (; d + LANES <= p->width; d += LANES) mix(p, t, a, queries, 1, d, v, from, to);
+    for (; d < p->width; d++)
+        for (int b = a; b < a + queries; b++)
+            for (int64_t key = from; key < to; key++) t->y[b][d] += t->weights[b][key] * v[key * p->v_key + d];
+}
+
+/* Not inlined: all tiles of one query add by the same instructions. */
+NOINLINE void mix_one(const attention *p, tile_of_queries *t, int a, const float *v, int64_t from, int64_t to) {
+    mix_all(p, t, a, 1, v, from, to);
+}
+
+INLINE void attend(const attention *p, tile_of_queries *t, int queries) {
+    for (int64_t begin = 0; begin < t->most; begin += KEYS) {
+        const float *v = t->v + begin * p->v_key;
+        const int64_t shown = t->most - begin < KEYS ? t->most - begin : KEYS;
+        for (int64_t b = 0; b < shown; b += TILE / queries) {
+            score(p, t, queries, TILE / queries, begin, b);
+            for (int64_t c = b; c < b + TILE / queries; c++) /* values are next: let them come meanwhile */
+                for (int64_t i = 0; i < p->width; i += LINE / 4) __builtin_prefetch(v + c * p->v_key + i);
+        }
+        int64_t counts[QUERIES], common = KEYS;
+        for (int a = 0; a < queries; a++) {
+            counts[a] = t->ends[a] - begin < shown ? t->ends[a] - begin : shown;
+            if (counts[a] > 0) weigh(p, t, a, counts[a]);
+            common = counts[a] < common ? counts[a] : common;
+        }
+        if (queries == 1 || common <= 0)
+            common = 0;
+        else
+            mix_all(p, t, 0, queries, v, 0, common);
+        for (int a = 0; a < queries; a++)
+            if (counts[a] > common) mix_one(p, t, a, v, common, counts[a]);
+    }
+    for (int a = 0; a < queries; a++)
+        for (int64_t d = 0; d < p->width; d++) t->y[a][d] /= t->total[a];
+}
+
+static void attend_share(const attention *p, int64_t thread, int64_t threads) {
+    const int64_t items = p->rows * p->kv_heads, group = p->heads / p->kv_heads, all = p->queries * group;
+    for (int64_t item = items * thread / threads; item < items * (thread + 1) / threads; item++) {
+        const int64_t row = item / p->kv_heads, kv_head = item % p->kv_heads;
+        for (int64_t first = 0; first < all;) {
+            tile_of_queries t = {.k = p->k + row * p->k_row + kv_head * p->k_head,
+                                 .v = p->v + row * p->v_row + kv_head * p->v_head};
+            const int queries = all - first >= 4 ? 4 : all - first >= 2 ? 2 : 1;
+            for (int a = 0; a < queries; a++) {
+                const int64_t query = (first + a) / group, head = kv_head * group + (first + a) % group;
+                t.q[a] = p->q + row * p->q_row + query * p->q_query + head * p->q_head;
+                t.y[a] = p->y + ((row * p->queries + query) * p->heads + head) * p->width;
+                t.ends[a] = p->places[row * p->queries + query] + 1;
+                t.most = t.ends[a] > t.most ? t.ends[a] : t.most;
+                t.top[a] = -__builtin_inff();
+                memset(t.y[a], 0, (size_t)p->width * sizeof(float));
+            }
+            if (queries == 4) attend(p, &t, 4);
+            if (queries == 2) attend(p, &t, 2);
+            if (queries == 1) attend(p, &t, 1);
+            first += queries;
+        }
+    }
+}
+
+static void attend_body(void *data) { attend_share(data, thread_number(), thread_count()); }
+
+/* Return whether every query sees a key, and none that is not shown. */
+int64_t anymodal_attention(const attention *p, int64_t threads) {
+    for (int64_t i = 0; i < p->rows * p->queries; i++)
+        if (p->places[i] < 0 || p->places[i] >= p->shown) return 0;
+    if (threads > 1 && parallel)
+        parallel(attend_body, (void *)p, (unsigned)threads, 0);
+    else
+        attend_share(p, 0, 1);
+    return 1;
+}
