@@ -92,6 +92,25 @@ INLINE vector load(enum kind kind, const void *p) {
     return kind == FLOAT32 ? load_float32(p) : kind == BFLOAT16 ? load_bfloat16(p) : load_int8(p);
 }
 
+/* Rounded once wherever it stands: GCC tuned for some CPUs multiplies and adds apart in loops with one sum alone. */
+INLINE vector add_product(vector sum, vector a, vector b) {
+#if defined(__AVX512F__)
+    return (vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+    return sum + a * b;
+#endif
+}
+
+INLINE float add_one_product(float sum, float a, float b) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    return __builtin_fmaf(a, b, sum);
+#else
+    return sum + a * b;
+#endif
+}
+
 INLINE float fold(vector v) {
     quarter parts[LANES / 4];
     memcpy(parts, &v, sizeof v);

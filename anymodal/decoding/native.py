@@ -65,9 +65,7 @@ def native_attention(
     return load_kernel().attention(q, keys, values, places, scale)
 
 
-def native_rms_norm(
-    x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], eps: float
-) -> Float[Tensor, "*b d"]:
+def native_rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], eps: float) -> Float[Tensor, "*b d"]:
     """Divide float32 rows by the root of their mean square plus `eps`, times a weight (arXiv:1910.07467).
 
     Raises:
@@ -169,7 +167,7 @@ class Kernel:
             or places.shape != (rows, count)
             or not kv_heads
             or heads % kv_heads
-            or strides[3::4] != (1, 1, 1)
+            or (width > 1 and strides[3::4] != (1, 1, 1))
             or not (q.is_cpu and keys.is_cpu and values.is_cpu and places.is_cpu and places.is_contiguous())
             or _wants_gradients(q, keys, values)
         ):

@@ -23,7 +23,7 @@ typedef struct {
 } attention;
 
 typedef struct {
-    const float *q[QUERIES], *k, *v;
+    const float *q[QUERIES], *k, *v, *next; /* next: the keys that the next tile reads */
     float *y[QUERIES];
     int64_t ends[QUERIES], most; /* keys that each sees, and the largest of them */
     float top[QUERIES], total[QUERIES];
@@ -53,6 +53,30 @@ INLINE vector exponential(vector x) {
 
 INLINE float exponential_of(float x) { return exponential(splat(x))[0]; }
 
+INLINE void fold_four(float *sums, const vector *v) {
+#ifdef __AVX2__
+    __m128 parts[4];
+    UNROLL for (int i = 0; i < 4; i++) {
+        quarter part[LANES / 4];
+        memcpy(part, v + i, sizeof *v);
+#if LANES == 16
+        part[0] += part[2];
+        part[1] += part[3];
+#endif
+        parts[i] = (__m128)(part[0] + part[1]);
+    }
+    _mm_storeu_ps(sums, _mm_hadd_ps(_mm_hadd_ps(parts[0], parts[1]), _mm_hadd_ps(parts[2], parts[3])));
+#else
+    for (int i = 0; i < 4; i++) sums[i] = fold(v[i]);
+#endif
+}
+
+/* Let keys or values come while something else is computed: memory is slow, and their order is not what it expects. */
+INLINE void fetch(const float *p, int64_t count, int64_t step, int64_t width) {
+    for (int64_t key = 0; key < count; key++)
+        for (int64_t i = 0; i < width; i += LINE / 4) __builtin_prefetch(p + key * step + i, 0, 2);
+}
+
 /* Scores of keys from `begin + b`; keys behind the last that any query sees are read as that one. */
 INLINE void score(const attention *p, tile_of_queries *t, int queries, int keys, int64_t begin, int64_t b) {
     const int64_t width = p->width, whole = width - width % LANES;
@@ -72,13 +96,19 @@ INLINE void score(const attention *p, tile_of_queries *t, int queries, int keys,
         UNROLL for (int c = 0; c < keys; c++) {
             vector key = load_float32(k[c] + i);
             if (queries > 1) HOLD(key);
-            UNROLL for (int a = 0; a < queries; a++) sums[a][c] += read[a] * key;
+            UNROLL for (int a = 0; a < queries; a++) sums[a][c] = add_product(sums[a][c], read[a], key);
         }
+    }
+    float folded[TILE];
+    UNROLL for (int s = 0; s < TILE; s += 4) {
+        vector four[4];
+        UNROLL for (int i = 0; i < 4; i++) four[i] = sums[(s + i) / keys][(s + i) % keys];
+        fold_four(folded + s, four);
     }
     UNROLL for (int a = 0; a < queries; a++) {
         UNROLL for (int c = 0; c < keys; c++) {
-            float sum = fold(sums[a][c]);
-            for (int64_t i = whole; i < width; i++) sum += t->q[a][i] * k[c][i];
+            float sum = folded[a * keys + c];
+            for (int64_t i = whole; i < width; i++) sum = add_one_product(sum, t->q[a][i], k[c][i]);
             t->weights[a][b + c] = sum * p->scale;
         }
     }
@@ -120,7 +150,7 @@ INLINE void mix(const attention *p, tile_of_queries *t, int a, int queries, int 
         UNROLL for (int c = 0; c < vectors; c++) read[c] = load_float32(v + key * p->v_key + d + c * LANES);
         UNROLL for (int b = 0; b < queries; b++) {
             vector weight = splat(t->weights[a + b][key]);
-            UNROLL for (int c = 0; c < vectors; c++) sums[b][c] += weight * read[c];
+            UNROLL for (int c = 0; c < vectors; c++) sums[b][c] = add_product(sums[b][c], weight, read[c]);
         }
     }
     UNROLL for (int b = 0; b < queries; b++) {
@@ -136,7 +166,8 @@ INLINE void mix_all(const attention *p, tile_of_queries *t, int a, int queries, 
     for (; d + LANES <= p->width; d += LANES) mix(p, t, a, queries, 1, d, v, from, to);
     for (; d < p->width; d++)
         for (int b = a; b < a + queries; b++)
-            for (int64_t key = from; key < to; key++) t->y[b][d] += t->weights[b][key] * v[key * p->v_key + d];
+            for (int64_t key = from; key < to; key++)
+                t->y[b][d] = add_one_product(t->y[b][d], t->weights[b][key], v[key * p->v_key + d]);
 }
 
 /* Not inlined: all tiles of one query add by the same instructions. */
@@ -149,10 +180,14 @@ INLINE void attend(const attention *p, tile_of_queries *t, int queries) {
         const float *v = t->v + begin * p->v_key;
         const int64_t shown = t->most - begin < KEYS ? t->most - begin : KEYS;
         for (int64_t b = 0; b < shown; b += TILE / queries) {
+            fetch(v + b * p->v_key, shown - b < TILE / queries ? shown - b : TILE / queries, p->v_key, p->width);
             score(p, t, queries, TILE / queries, begin, b);
-            for (int64_t c = b; c < b + TILE / queries; c++) /* values are next: let them come meanwhile */
-                for (int64_t i = 0; i < p->width; i += LINE / 4) __builtin_prefetch(v + c * p->v_key + i);
         }
+        const int64_t left = t->most - begin - shown;
+        if (left > 0)
+            fetch(t->k + (begin + KEYS) * p->k_key, left < KEYS ? left : KEYS, p->k_key, p->width);
+        else if (t->next)
+            fetch(t->next, shown, p->k_key, p->width);
         int64_t counts[QUERIES], common = KEYS;
         for (int a = 0; a < queries; a++) {
             counts[a] = t->ends[a] - begin < shown ? t->ends[a] - begin : shown;
@@ -172,7 +207,8 @@ INLINE void attend(const attention *p, tile_of_queries *t, int queries) {
 
 static void attend_share(const attention *p, int64_t thread, int64_t threads) {
     const int64_t items = p->rows * p->kv_heads, group = p->heads / p->kv_heads, all = p->queries * group;
-    for (int64_t item = items * thread / threads; item < items * (thread + 1) / threads; item++) {
+    const int64_t end = items * (thread + 1) / threads;
+    for (int64_t item = items * thread / threads; item < end; item++) {
         const int64_t row = item / p->kv_heads, kv_head = item % p->kv_heads;
         for (int64_t first = 0; first < all;) {
             tile_of_queries t = {.k = p->k + row * p->k_row + kv_head * p->k_head,
@@ -187,10 +223,14 @@ static void attend_share(const attention *p, int64_t thread, int64_t threads) {
                 t.top[a] = -__builtin_inff();
                 memset(t.y[a], 0, (size_t)p->width * sizeof(float));
             }
+            first += queries;
+            if (first == all && item + 1 < end) {
+                const int64_t next = item + 1;
+                t.next = p->k + next / p->kv_heads * p->k_row + next % p->kv_heads * p->k_head;
+            }
             if (queries == 4) attend(p, &t, 4);
             if (queries == 2) attend(p, &t, 2);
             if (queries == 1) attend(p, &t, 1);
-            first += queries;
         }
     }
 }

@@ -8,11 +8,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anymodal.decoding.native import load_kernel, native_linear
+from anymodal.decoding.native import load_kernel, native_attention, native_linear, native_rms_norm
+from anymodal.model.transformer import Attention
 from anymodal.model.unified import AnyModal
 
 NATIVE_ROWS = 64
 """Up to this many rows the native kernel was measured to be no slower than torch."""
+
+NATIVE_QUERIES = 8
+"""The same of a row's queries and the native attention."""
 
 INT8_ROWS = 16
 """Up to this many rows torch's int8 product was measured to be faster than widened weights."""
@@ -152,12 +156,35 @@ class Int8Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class NativeRMSNorm(nn.RMSNorm):
+    """RMSNorm of float32 rows with the native kernel; the weight is shared with the norm that it replaces.
+
+    >>> list(NativeRMSNorm(nn.RMSNorm(3, eps=1e-6)).state_dict())
+    ['weight']
+    """
+
+    def __init__(self, norm: nn.RMSNorm) -> None:
+        """Keep the weight, without gradients."""
+        assert norm.weight is not None, "a norm of the transformer has a weight"
+        assert norm.eps is not None, "a norm of the transformer has its own eps"
+        super().__init__(norm.weight.shape[0], eps=norm.eps, device="meta")
+        self.weight, self.added = _fixed(norm.weight.float()), norm.eps
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Normalise; a compiler does it as fast by itself."""
+        if torch.compiler.is_compiling():
+            return super().forward(x)
+        return native_rms_norm(x, self.weight, self.added)
+
+
 Kind = Literal["float32", "bfloat16", "int8"]
 LightLinear = Float32Linear | BFloat16Linear | Int8Linear
 
 
 def lighten(model: AnyModal, kind: Kind, *, native: bool = False) -> None:
     """Replace the linear layers of the blocks and heads of a model, one at a time, and make all else float32.
+
+    With `native`, the norms of the blocks and the attention of few queries to a cache get the native kernel as well.
 
     A light model samples and no longer trains: no weight of it wants a gradient. A head that is tied to its embedding
     gets weights of its own, but for float32. Save a model before: int8 has tensors that a model folder does not know.
@@ -185,6 +212,8 @@ def lighten(model: AnyModal, kind: Kind, *, native: bool = False) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, _light(child, kind, native=native))
+    if native:
+        _hand_over(model)
     if model.config.heads == "shared":
         codes = model.head.select(model.image_ids)  # type: ignore[operator]
         model.code_head = lambda hidden: codes(hidden)  # no module of the model's own: it shares the head's weights
@@ -205,6 +234,16 @@ def _widen(model: AnyModal, besides: set[nn.Linear]) -> None:
     for module in model.modules():
         for parameter in module.parameters(recurse=False) if module not in besides else ():
             parameter.data = parameter.data.float()
+
+
+def _hand_over(model: AnyModal) -> None:
+    """Let the native kernel attend and normalise."""
+    for module in list(model.transformer.modules()):
+        if isinstance(module, Attention):
+            module.attend = _attend
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.RMSNorm):
+                setattr(module, name, NativeRMSNorm(child))
 
 
 def _join(module: nn.Module, joined: str) -> None:
@@ -231,6 +270,10 @@ def _light(linear: nn.Linear, kind: Kind, *, native: bool) -> LightLinear:
     if kind == "bfloat16":
         return BFloat16Linear(linear.weight, linear.bias, native=native)
     return Float32Linear(linear.weight, linear.bias)
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Tensor | None:
+    return native_attention(q, keys, values, places) if q.shape[1] <= NATIVE_QUERIES else None
 
 
 def _fixed(values: Tensor) -> nn.Parameter:

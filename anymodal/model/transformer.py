@@ -1,5 +1,6 @@
 """The early-fusion decoder."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,11 @@ class HeadNorm(nn.Module):
         return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight + self.bias
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor | None]
+"""Mixes queries [b, n, heads, head_dim], keys, values and places of a cache step to [b, n, heads, head_dim], or says
+None: torch is faster."""
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped heads and rotary positions."""
 
@@ -70,6 +76,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(heads * width, config.dim, bias=config.attention_bias and config.output_bias)
         self.q_norm, self.k_norm = (_qk_norm(config, count) for count in (heads, kv_heads))
         self.qkv_proj: nn.Module | None = None  # the first three as one, where a sampler has joined them
+        self.attend: Attend | None = None  # attention to a cache, where a sampler has a faster one
 
     def forward(
         self, x: Float[Tensor, "b n d"], rotary: Float[Tensor, "2 b n 1 r"], context: Segments | CacheStep | None
@@ -86,15 +93,18 @@ class Attention(nn.Module):
             q, k, v = (
                 F.embedding(context.gather, t.flatten(2).flatten(0, 1)).unflatten(-1, (-1, width)) for t in (q, k, v)
             )
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.to(q.dtype).transpose(1, 2)
+        k, v = k.transpose(1, 2), v.to(q.dtype).transpose(1, 2)
         mask, causal = None, True
         if isinstance(context, CacheStep):
             k, v = context.write(self.layer, k, v)
             q, mask, causal = q.to(k.dtype), context.visible, context.causal
+            out = None if self.attend is None else self.attend(q, k, v, context.places)
+            if out is not None:
+                return self.o_proj(out.flatten(2).to(x.dtype))
         dropout = self.config.attention_dropout if self.training else 0.0
         grouped = self.config.num_kv_heads != self.config.num_heads
         mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
+            q.transpose(1, 2), k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
         )
         out = rearrange(mixed, "b heads n k -> b n (heads k)")
         if isinstance(context, Segments):

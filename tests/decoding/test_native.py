@@ -1,4 +1,5 @@
 import functools
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,12 +7,29 @@ from typing import ParamSpec
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from anymodal.decoding import native
-from anymodal.decoding.native import COMPILERS, WEIGHTS_A_THREAD, build_kernel, load_kernel, native_linear
+from anymodal.decoding.native import (
+    COMPILERS,
+    WEIGHTS_A_THREAD,
+    build_kernel,
+    load_kernel,
+    native_attention,
+    native_linear,
+    native_rms_norm,
+)
 
 P = ParamSpec("P")
+SHAPES = [  # rows, queries, heads, kv_heads, head_dim, keys
+    (1, 1, 1, 1, 4, 1),
+    (2, 1, 8, 8, 64, 100),
+    (3, 5, 6, 2, 80, 200),
+    (2, 7, 4, 1, 10, 70),
+    (1, 33, 4, 4, 16, 129),
+    (2, 3, 4, 4, 128, 64),
+]
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
@@ -115,6 +133,141 @@ def test_what_the_kernel_cannot_read_is_refused() -> None:
     for each in wrong:
         with pytest.raises(ValueError, match="native kernel multiplies"):
             load_kernel().linear(*each)
+
+
+def attention(
+    rows: int, count: int, heads: int, kv_heads: int, width: int, keys: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Make queries that lie between others, and a part of a larger cache, which is no number where nobody looks."""
+    torch.manual_seed(0)
+    q = 2 * torch.randn(rows, count, heads + 3, width)[:, :, 1:-2]
+    places = torch.randint(0, keys, (rows, count))
+    cache = torch.randn(2, rows + 1, kv_heads, keys + 9, width)[:, 1:, :, :keys]
+    cache.mT[(torch.arange(keys) > places.amax(1, keepdim=True))[None, :, None, None].expand_as(cache.mT)] = torch.nan
+    return q, cache[0], cache[1], places
+
+
+def true_attention(q: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Tensor:
+    mask = (torch.arange(keys.shape[2]) <= places[:, :, None])[:, None]
+    k, v = (cache.double().nan_to_num() for cache in (keys, values))
+    mixed = F.scaled_dot_product_attention(q.double().transpose(1, 2), k, v, attn_mask=mask, enable_gqa=True)
+    return mixed.transpose(1, 2)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attention_is_that_of_float64_and_reads_what_is_seen_alone(shape: tuple[int, ...]) -> None:
+    q, keys, values, places = attention(*shape)
+    y = native_attention(q, keys, values, places)
+    assert (y.dtype, y.shape, y.is_contiguous()) == (torch.float32, q.shape, True)
+    torch.testing.assert_close(y.double(), true_attention(q, keys, values, places), atol=3e-6, rtol=0)
+    half = native_attention(q, keys, values, places, 0.5)
+    torch.testing.assert_close(half, native_attention(q * (0.5 * shape[4] ** 0.5), keys, values, places))
+    far = native_attention(100 * q, keys, values, places)  # weights that underflow
+    torch.testing.assert_close(far.double(), true_attention(100 * q, keys, values, places), atol=2e-3, rtol=0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(5, 9, 6, 2, 80, 200), (5, 9, 4, 4, 64, 150), (19, 9, 8, 4, 10, 100)], ids=str)
+def test_attention_of_a_query_depends_on_nothing_else(shape: tuple[int, ...]) -> None:
+    q, keys, values, places = attention(*shape)
+    assert 2 * keys.numel() >= 2 * WEIGHTS_A_THREAD, "large enough for two threads"
+    alone = torch.empty(q.shape)
+    for row in range(len(q)):
+        for n in range(q.shape[1]):
+            end, mine = int(places[row, n]) + 1, slice(row, row + 1)
+            shown = keys[mine, :, :end], values[mine, :, :end]
+            alone[mine, n : n + 1] = native_attention(q[mine, n : n + 1], *shown, places[mine, n : n + 1].contiguous())
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for count in range(1, q.shape[1] + 1):
+                some = native_attention(q[:, -count:], keys, values, places[:, -count:].contiguous())
+                assert torch.equal(some, alone[:, -count:])
+            for first in range(len(q)):
+                some = native_attention(q[first:], keys[first:], values[first:], places[first:])
+                assert torch.equal(some, alone[first:])
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", range(3))
+def test_no_number_stays_with_those_who_see_it(where: int, bad: float) -> None:
+    torch.manual_seed(0)
+    q, keys, values = torch.randn(3, 6, 4, 16), *torch.randn(2, 3, 2, 90, 16)
+    places = torch.arange(84, 90).expand(3, 6).contiguous()
+    before = native_attention(q, keys, values, places)
+    hurt = (q, keys, values)[where]
+    if where == 0:
+        hurt[1, 3, 2, 5] = bad
+    else:
+        hurt[1, 1, 87, 5] = bad
+    after = native_attention(q, keys, values, places)
+    changed = torch.zeros(3, 6, 4, dtype=torch.bool)
+    if where == 0:
+        changed[1, 3, 2] = True
+    else:
+        changed[1, 3:, 2:] = True
+    assert torch.equal(after[~changed], before[~changed])
+    mask = (torch.arange(90) <= places[:, :, None])[:, None]
+    torch_s = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask, enable_gqa=True)
+    if where == 0 or math.isnan(bad):  # a mask of torch lets what is infinite through to those who do not see it
+        assert torch.equal(after[changed].isnan(), torch_s.transpose(1, 2)[changed].isnan())
+    elif where == 2:
+        assert bool((after[changed][:, 5] == torch.inf).all())
+
+
+@needs_compiler
+def test_attention_can_be_traced() -> None:
+    given = (*attention(2, 3, 4, 2, 16, 20), None)
+    torch.library.opcheck(native._traced_attention, given, test_utils=("test_schema", "test_faketensor"))
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def compiled(q: Tensor) -> Tensor:
+        return torch.ops.anymodal.native_attention(q, *given[1:]) + 1
+
+    assert torch.equal(compiled(given[0]), native_attention(*given[:4]) + 1)
+
+
+@needs_compiler
+def test_attention_that_the_kernel_cannot_read_is_refused() -> None:
+    q, keys, values, places = attention(2, 3, 4, 2, 16, 20)
+    wrong = [
+        (q.double(), keys, values, places),
+        (q, keys.bfloat16(), values.bfloat16(), places),
+        (q, keys, values, places.int()),
+        (q, keys, values[:, :, 1:], places),
+        (q, keys, values, places[:, 1:]),
+        (q[:, :, 1:], keys, values, places),
+        (q, keys.mT.contiguous().mT, values, places),
+        (q.clone().requires_grad_(), keys, values, places),
+    ]
+    for each in wrong:
+        with pytest.raises(ValueError, match="native kernel attends"):
+            load_kernel().attention(*each)
+    for place in (-1, 20):
+        with pytest.raises(ValueError, match=r"places must lie in \[0, 20\)"):
+            native_attention(q, keys, values, torch.full_like(places, place))
+    assert native_attention(q[:0], keys[:0], values[:0], places[:0]).shape == (0, 3, 4, 16)
+
+
+@needs_compiler
+@pytest.mark.parametrize("width", [1, 7, 16, 77, 512])
+def test_rms_norm_is_that_of_float64(width: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, 3, 2 * width)[..., ::2], torch.randn(width)
+    y = native_rms_norm(x, weight, 1e-5)
+    assert (y.dtype, y.shape) == (torch.float32, x.shape)
+    torch.testing.assert_close(y.double(), F.rms_norm(x.double(), (width,), weight.double(), 1e-5), atol=0, rtol=1e-6)
+    assert torch.equal(native_rms_norm(x[2, 1], weight, 1e-5), y[2, 1])
+    x[1, 1] = torch.nan
+    assert torch.equal(native_rms_norm(x, weight, 1e-5).isnan(), x.isnan())
+    for wrong in ((x.double(), weight), (x, weight.double()), (x, weight[1:]), (x.clone().requires_grad_(), weight)):
+        with pytest.raises(ValueError, match="native kernel normalises"):
+            load_kernel().rms_norm(*wrong, 1e-5)
 
 
 @needs_compiler

@@ -8,8 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anymodal.decoding.native import COMPILERS, load_kernel
-from anymodal.decoding.weights import BFloat16Linear, Float32Linear, Int8Linear, Kind, LightLinear, lighten
+from anymodal.decoding import weights
+from anymodal.decoding.native import COMPILERS, load_kernel, native_attention
+from anymodal.decoding.weights import (
+    NATIVE_QUERIES,
+    BFloat16Linear,
+    Float32Linear,
+    Int8Linear,
+    Kind,
+    LightLinear,
+    NativeRMSNorm,
+    lighten,
+)
+from anymodal.model.cache import KVCache
 from anymodal.model.unified import AnyModal
 
 ROWS = (1, 2, 3, 8, 9, 16, 17, 33, 65)
@@ -159,6 +170,49 @@ def test_logits_of_a_light_model_are_near(toy: Any, kind: Kind, bound: float, he
         assert float((near - true).norm() / true.norm()) < bound
     linears = {name for name, module in light.named_modules() if type(module) is nn.Linear}
     assert all(name.startswith(("understanding.", "image_aligner.")) for name in linears)
+
+
+@needs_compiler
+@pytest.mark.parametrize("bucket", [0, 64])
+def test_cache_of_a_native_model_holds_what_is_read_at_once(
+    toy: Any, bucket: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, light = toy.parts().model.eval().requires_grad_(False), light_model(toy, "float32", native=True).eval()
+    counts = list[int]()
+
+    def counted(q: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Tensor:
+        counts.append(q.shape[1])
+        return native_attention(q, keys, values, places)
+
+    monkeypatch.setattr(weights, "native_attention", counted)
+    cache = KVCache(light.config.transformer, num_rows=3, capacity=200, bucket=bucket)
+    ids = torch.arange(300).view(3, 100) % 250
+    whole = model(ids).hidden
+    for count, rows in ((40, slice(0, 3)), (1, slice(0, 2)), (5, slice(0, 2)), (1, slice(0, 3)), (8, slice(0, 2))):
+        begins = [cache.filled(row) for row in range(*rows.indices(3))]
+        part = torch.stack([ids[row, begin : begin + count] for row, begin in enumerate(begins)])
+        hidden = light.append(light.embed(part), part, cache.reserve(count, rows))
+        cache.keep(count, rows)
+        true = torch.stack([whole[row, begin : begin + count] for row, begin in enumerate(begins)])
+        torch.testing.assert_close(hidden, true, atol=2e-5, rtol=1e-5)
+    assert counts == [n for n in (1, 5, 1, 8) for _ in range(light.config.transformer.depth)]
+    assert NATIVE_QUERIES < 40, "the longest part is torch's"
+
+
+@needs_compiler
+def test_norms_of_a_native_model_keep_their_weights(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy.parts().model
+    names, weight = list(model.transformer.state_dict()), model.transformer.norm.weight
+    lighten(model, "bfloat16", native=True)
+    norms = [module for module in model.transformer.modules() if isinstance(module, nn.RMSNorm)]
+    assert norms
+    assert all(type(norm) is NativeRMSNorm for norm in norms)
+    assert model.transformer.norm.weight.data_ptr() == weight.data_ptr()
+    assert {name for name in names if "norm" in name} <= set(model.transformer.state_dict())
+    x = torch.randn(2, 3, 32)
+    torch.testing.assert_close(norms[0](x), F.rms_norm(x, (32,), norms[0].weight, norms[0].eps))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(norms[0](x), F.rms_norm(x, (32,), norms[0].weight, norms[0].eps))
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anymodal.model.cache import KVCache
 from anymodal.model.config import TransformerConfig
 from anymodal.model.transformer import Segments, Transformer, rotary_table, rotate
 
@@ -138,6 +139,33 @@ def test_packed_documents_do_not_see_each_other() -> None:
     others = documents > 0
     assert torch.equal(moved[others], packed[others])
     assert not torch.allclose(moved[documents == 0], packed[documents == 0])
+
+
+def test_attention_of_a_sampler_is_asked_first() -> None:
+    """It sees queries before they are transposed, and the cache up to its places; None leaves it to torch."""
+    model = tiny()
+    x = torch.randn(2, 6, 32, dtype=torch.float64)
+    whole = model(x, positions_of(x))
+    asked = list[int]()
+
+    def attend(q: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Tensor | None:
+        asked.append(q.shape[1])
+        if q.shape[1] > 1:
+            return None
+        seen = torch.arange(keys.shape[2]) <= places[:, :, None, None]
+        scores = torch.einsum("bngrk,bgmk->bngrm", q.unflatten(2, (2, 2)), keys) / 8**0.5
+        shares = scores.masked_fill(~seen[:, :, None], -torch.inf).softmax(-1)
+        return torch.einsum("bngrm,bgmk->bngrk", shares, values).flatten(2, 3)
+
+    for block in model.blocks:
+        block.attention.attend = attend  # type: ignore[union-attr]
+    cache = KVCache(model.config, num_rows=2, capacity=8, dtype=torch.float64, bucket=8)
+    for begin, count in ((0, 5), (5, 1)):
+        part = slice(begin, begin + count)
+        step = cache.reserve(count)
+        torch.testing.assert_close(model(x[:, part], step.places, step), whole[:, part], atol=1e-12, rtol=1e-12)
+        cache.keep(count)
+    assert asked == [5, 5, 1, 1]
 
 
 def test_rotary_keeps_norms_and_tells_distances() -> None:
