@@ -205,8 +205,9 @@ def lighten(model: AnyModal, kind: Kind, *, native: bool = False) -> None:
     parents = [*model.transformer.blocks.modules(), model]
     parents += [model.image_head] if model.config.heads == "decoupled" else []
     _widen(model, {child for parent in parents for child in parent.children() if isinstance(child, nn.Linear)})
+    copied = native or kind == "int8"  # else weights stay where they lie, such as in a mapped file
     for parent in parents:
-        for joined in JOINED:
+        for joined in JOINED if copied else ():
             if hasattr(parent, joined):
                 _join(parent, joined)
         for name, child in list(parent.named_children()):

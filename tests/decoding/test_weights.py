@@ -238,7 +238,7 @@ def test_bfloat16_model_keeps_its_weights_and_computes_in_float32(toy: Any) -> N
     queries = model.transformer.blocks[0].attention.q_proj.weight.detach()
     lighten(model, "bfloat16")
     assert model.transformer.blocks[0].attention.o_proj.weight.data_ptr() == before.data_ptr()
-    assert torch.equal(model.transformer.blocks[0].attention.qkv_proj.weight[: len(queries)], queries)
+    assert torch.equal(model.transformer.blocks[0].attention.q_proj.weight, queries)
     assert model.transformer.norm.weight.dtype == model.embedding.weight.dtype == torch.float32
     assert model(torch.arange(20)[None]).logits.dtype == torch.float32
 
