@@ -1,4 +1,4 @@
-"""A step in pieces: rows that one device cannot hold at once, with the gradient that they have together."""
+"""A step in pieces and on many processes, with the losses and the gradient that all have together."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from anymodal.learning.distributed import max_over_ranks, sum_over_ranks
 from anymodal.model.loss import TokenLoss
 from anymodal.tokens.batch import Batch
 
@@ -56,3 +57,17 @@ def add_up(losses: Sequence[dict[str, TokenLoss]]) -> dict[str, TokenLoss]:
         )
         for name in losses[0]
     }
+
+
+def over_ranks(loss: TokenLoss) -> TokenLoss:
+    """Return what the losses of all processes come to, without their graphs."""
+    sums = torch.stack([each.detach().double() for each in (loss.total, loss.z_total, loss.count, loss.correct)])
+    total, z_total, count, correct = sum_over_ranks(sums).unbind()
+    kind = loss.total.dtype
+    return TokenLoss(
+        total=total.to(kind),
+        z_total=z_total.to(kind),
+        count=count.long(),
+        correct=correct.long(),
+        max_logit=max_over_ranks(loss.max_logit.detach()),
+    )

@@ -29,11 +29,11 @@ class Skipped(Counter[str]):
 
 
 class StepBatches(Dataset[Any]):
-    """Batches by step number; `skipped` counts what was left out of them."""
+    """Batches by step number; `skipped` counts what was left out of them, `rank` says whose share they are."""
 
-    def __init__(self, steps: int) -> None:
-        """Prepare for a run of so many steps."""
-        self.steps, self.skipped = steps, Skipped()
+    def __init__(self, steps: int, rank: tuple[int, int] = (0, 1)) -> None:
+        """Prepare for a run of so many steps; `rank` is this process's number and the number of processes."""
+        self.steps, self.rank, self.skipped = steps, rank, Skipped()
 
     def __len__(self) -> int:
         """Return the number of steps."""
@@ -57,7 +57,7 @@ class DocumentBatches(StepBatches):
         rank: tuple[int, int] = (0, 1),
     ) -> None:
         """Prepare the order; `order` holds seed, batch_size, steps and cache_shards."""
-        super().__init__(order["steps"])
+        super().__init__(order["steps"], rank)
         self.index, self.encoder, self.reading, self.stage = index, encoder, reading, stage
         shares: dict[str, float] = to_dict(stage.ratios)
         self.tasks = [task for task, share in shares.items() if share > 0]
@@ -65,7 +65,7 @@ class DocumentBatches(StepBatches):
         self.order = Order(
             sources, batch_size=order["batch_size"], seed=order["seed"], cache_shards=order.get("cache_shards", 16)
         )
-        self.seed, self.rank = order["seed"], rank
+        self.seed = order["seed"]
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step."""
@@ -104,8 +104,8 @@ class PictureBatches(StepBatches):
         self, index: ShardIndex, *, size: int, order: Mapping[str, int], rank: tuple[int, int] = (0, 1)
     ) -> None:
         """Prepare the order; `order` holds seed, batch_size, steps and cache_shards."""
-        super().__init__(order["steps"])
-        self.index, self.size, self.rank = index, size, rank
+        super().__init__(order["steps"], rank)
+        self.index, self.size = index, size
         source = Source(name="pictures", shard_sizes=index.shard_sizes, ratio=1.0)
         self.order = Order(
             [source], batch_size=order["batch_size"], seed=order["seed"], cache_shards=order.get("cache_shards", 16)
@@ -177,6 +177,13 @@ class StepData(pl.LightningDataModule):
         super().__init__()
         self.train, self.held_out, self.num_workers = train, held_out, num_workers
         self.skipped = Skipped()
+
+    def setup(self, stage: str) -> None:
+        """Take this process's share of every batch."""
+        assert self.trainer is not None, "a trainer sets its data up"
+        for batches in (self.train, self.held_out):
+            if batches is not None:
+                batches.rank = (self.trainer.global_rank, self.trainer.world_size)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Unwrap a batch and count what was skipped for it.

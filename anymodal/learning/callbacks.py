@@ -14,6 +14,8 @@ import lightning.pytorch as pl
 import torch
 
 from anymodal.learning.checkpoints import StepCheckpoints
+from anymodal.learning.distributed import max_over_ranks
+from anymodal.learning.objective import Objective
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,13 @@ class StopAtBorder(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ask the trainer to stop, without a last validation; `StepCheckpoints` comes behind and saves."""
+        """Ask the trainer to stop, without a last validation; `StepCheckpoints` comes behind and saves.
+
+        Processes hear of a signal in different steps: all stop when one has.
+        """
+        if trainer.world_size > 1:
+            heard = torch.tensor(self.received or 0, device=pl_module.device)
+            self.received = int(max_over_ranks(heard)) or None
         if self.received is not None:
             trainer.should_stop = True
             trainer.limit_val_batches = 0
@@ -165,7 +173,10 @@ class Showing(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Show at a step border, with the random state untouched."""
-        if trainer.global_step % self.every == 0 and trainer.is_global_zero:
+        if trainer.global_step % self.every:
+            return
+        cast(Objective, pl_module).gather()
+        if trainer.is_global_zero:
             state, training = torch.get_rng_state(), pl_module.training
             pl_module.eval()
             self.show(trainer.global_step)

@@ -4,6 +4,8 @@ import hashlib
 import json
 import logging
 import os
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 log = logging.getLogger(__name__)
 
 NAME = "step-{:08d}.ckpt"
+MANIFEST = "manifest.json"  # of a checkpoint that is a folder of shards; that of a file stands beside it
 KEPT = 2
 CHUNK_BYTES = 2**22
 
@@ -39,13 +42,11 @@ class DurableCheckpointIO(CheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            _write_text(_manifest(path), json.dumps({"sha256": _sha256(temporary)}))
+            write_manifest(_manifest(path), {"sha256": _sha256(temporary)})
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except (OSError, RuntimeError) as error:
-            raise OSError(
-                f"could not save {path} ({error}); free some space and run the same command again."
-            ) from error
+            raise cannot_save(path, str(error)) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -55,9 +56,11 @@ class DurableCheckpointIO(CheckpointIO):
         """Read a checkpoint whose checksum holds; nothing but tensors and plain data is unpickled.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file is damaged, or a folder of shards.
         """
         del weights_only
+        if Path(path).is_dir():
+            raise ValueError(f"{path} was saved in shards; resume it with run.strategy fsdp, as it was begun.")
         if not is_whole(Path(path)):
             raise ValueError(
                 f"{path} is damaged (its checksum does not hold); remove it and resume from the one before."
@@ -67,19 +70,35 @@ class DurableCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint with its checksum."""
-        Path(path).unlink(missing_ok=True)
-        _manifest(Path(path)).unlink(missing_ok=True)
+        path = Path(path)
+        if path.is_dir():
+            going = path.with_name(f".{path.name}.partial")
+            path.replace(going)  # half a folder must not keep the name of a whole one
+            shutil.rmtree(going)
+        path.unlink(missing_ok=True)
+        _manifest(path).unlink(missing_ok=True)
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether a checkpoint has the content that was written."""
-    manifest = _manifest(path)
-    if not path.is_file() or not manifest.is_file():
-        return False
+    """Tell whether a checkpoint, a file or a folder of shards, has the content that was written."""
+    manifest = path / MANIFEST if path.is_dir() else _manifest(path)
     try:
-        return bool(json.loads(manifest.read_text(encoding="utf-8"))["sha256"] == _sha256(path))
-    except (json.JSONDecodeError, KeyError, TypeError):
+        noted = json.loads(manifest.read_text(encoding="utf-8"))
+        if path.is_dir():
+            return bool(noted) and checksums([path / name for name in noted]) == noted
+        return bool(noted["sha256"] == _sha256(path))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
         return False
+
+
+def checksums(paths: Iterable[Path]) -> dict[str, str]:
+    """Return the sha256 of files, by name."""
+    return {path.name: _sha256(path) for path in paths}
+
+
+def cannot_save(path: Path, why: str) -> OSError:
+    """Say that a checkpoint could not be written."""
+    return OSError(f"could not save {path} ({why}); free some space and run the same command again.")
 
 
 def step_of(path: Path) -> int:
@@ -90,10 +109,10 @@ def step_of(path: Path) -> int:
 def newest(folder: Path) -> Path | None:
     """Return the newest checkpoint that is whole, passing over damaged ones with a warning; sweep what a kill left."""
     for orphan in folder.glob(".*.partial"):
-        orphan.unlink()
+        shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink(missing_ok=True)
     for manifest in folder.glob("step-*.ckpt.sha256"):
         if not manifest.with_suffix("").exists():
-            manifest.unlink()
+            manifest.unlink(missing_ok=True)
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
         if is_whole(path):
             return path
@@ -138,15 +157,24 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def write_manifest(path: Path, sums: Mapping[str, str]) -> None:
+    """Write checksums, on the disk for good."""
+    path.write_text(json.dumps(sums), encoding="utf-8")
+    sync_file(path)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_file(path: Path) -> None:
+    """Wait until a file is on the disk for good."""
+    _sync(path, os.O_RDWR)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk for good."""
+    _sync(folder, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

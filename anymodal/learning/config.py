@@ -64,6 +64,10 @@ class RunConfig:
         sample_every: steps between sample pictures and answers; 0 for never.
         checkpoint_every: steps between checkpoints.
         ema_decay: of the moving average of the weights, which is then what is validated and saved; 0 for none.
+        devices: processes that train together on this machine, a GPU each where there are GPUs; torchrun and SLURM, where
+            they started the program, say it themselves.
+        strategy: how processes share the work: "ddp" keeps all weights in each, "fsdp" spreads weights, gradients and
+            optimizer over them (FSDP2), for models that one device cannot hold.
     """
 
     steps: int = 1000
@@ -77,10 +81,12 @@ class RunConfig:
     sample_every: int = 0
     checkpoint_every: int = 200
     ema_decay: float = 0.0
+    devices: int = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
 
     def __post_init__(self) -> None:
         """Check the counts and the average."""
-        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.ema_decay < 1:

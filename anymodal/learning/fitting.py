@@ -21,6 +21,7 @@ from anymodal.learning.batches import StepData
 from anymodal.learning.callbacks import ProgressLines, StopAtBorder, callbacks_for
 from anymodal.learning.checkpoints import DurableCheckpointIO, newest, step_of
 from anymodal.learning.config import RunConfig
+from anymodal.learning.distributed import processes_of, strategy_of
 
 STOPPED = 75
 
@@ -32,13 +33,17 @@ def fit(
     run: RunConfig,
     out: Path,
     callbacks: Sequence[Callback] = (),
-    devices: int | str = 1,
 ) -> int:
     """Train until `run.steps`, resuming from the newest whole checkpoint under `out`.
 
     Returns 0 when the run is complete, else the exit code that asks for the same command again (130 after Ctrl-C, 75
     after SIGTERM).
+
+    Raises:
+        ValueError: the processes do not fit the run.
     """
+    devices, nodes = processes_of(run)
+    strategy = strategy_of(run, devices * nodes)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     folder = out / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,6 +59,8 @@ def fit(
     trainer = pl.Trainer(
         accelerator="auto",
         devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
         precision="bf16-mixed" if precision_of(run) == "bf16" else "32-true",
         max_steps=run.steps,
         max_epochs=-1,

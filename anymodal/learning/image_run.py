@@ -17,6 +17,7 @@ from anymodal.data.progress import track
 from anymodal.learning.batches import PictureBatches, StepData
 from anymodal.learning.callbacks import Best, Showing
 from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunConfig
+from anymodal.learning.distributed import is_first, quiet_unless_first
 from anymodal.learning.fitting import fit, precision_of
 from anymodal.learning.image_objective import ImageTokenizerObjective
 from anymodal.learning.unified_run import HELD_OUT_SEED
@@ -65,6 +66,7 @@ def train_image_tokenizer(  # noqa: PLR0913  (one argument a section of the conf
     if precision_of(run) == "float32":
         cast(Any, tokenizer).to(memory_format=torch.channels_last)  # 1.1 s against 1.5 s a step on CPU
     objective = ImageTokenizerObjective(tokenizer, losses=losses, optimizer=optimizer, run=run, features=features)
+    quiet_unless_first()
     log.info(
         "%s parameters, %d pictures, %d steps of %d",
         f"{num_parameters(tokenizer):,}", len(train.index), run.steps, run.batch_size,
@@ -72,7 +74,8 @@ def train_image_tokenizer(  # noqa: PLR0913  (one argument a section of the conf
 
     def save(_: pl.LightningModule, loss: float) -> None:
         log.info("best held-out loss so far: %.4f", loss)
-        tokenizer.save_pretrained(out / "image_tokenizer")
+        if is_first():
+            tokenizer.save_pretrained(out / "image_tokenizer")
 
     callbacks: list[pl.Callback] = [Best(save)] if held_out is not None else []
     if show is not None and run.sample_every:
@@ -81,7 +84,7 @@ def train_image_tokenizer(  # noqa: PLR0913  (one argument a section of the conf
     code = fit(objective, steps, run=run, out=out, callbacks=callbacks)
     for reason, count in sorted(steps.skipped.items()):
         log.warning("skipped %d pictures: %s", count, reason)
-    if held_out is None or not (out / "image_tokenizer").is_dir():
+    if is_first() and (held_out is None or not (out / "image_tokenizer").is_dir()):
         tokenizer.save_pretrained(out / "image_tokenizer")
     return code
 

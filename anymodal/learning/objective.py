@@ -10,8 +10,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from anymodal.learning.accumulation import add_up, split_rows
+from anymodal.learning.accumulation import add_up, over_ranks, split_rows
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
+from anymodal.learning.distributed import gather_into, sharded, sum_over_ranks, whole_tensor
 from anymodal.learning.optimizer import Trained, build_optimizer, rate_at, trainable
 from anymodal.learning.stages import trained_of
 from anymodal.model.loss import TokenLoss
@@ -42,6 +43,9 @@ class Objective(pl.LightningModule):
         """Return what learns, and at which rate."""
         return trainable(self)
 
+    def gather(self) -> None:
+        """Make the weights whole on the first process, where they are spread; every process must call it."""
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout by (seed, step, rank), so that a resumed run repeats an uninterrupted one."""
         torch.manual_seed(hash((self.run.seed, self.global_step, self.global_rank)) % 2**63)
@@ -68,7 +72,7 @@ class Objective(pl.LightningModule):
 def clip_or_drop(optimizer: Any, limit: float) -> Float[Tensor, ""]:
     """Clip the gradients of an optimizer by their global norm, or drop them where it is not finite; return the norm."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    norm = whole_tensor(torch.nn.utils.clip_grad_norm_(parameters, limit))
     if not torch.isfinite(norm):
         for parameter in parameters:
             parameter.grad = None
@@ -82,6 +86,22 @@ class UnifiedObjective(Objective):
         """Train `model` as `stage` says."""
         super().__init__(optimizer, run)
         self.model, self.stage = model, stage
+        self.whole: AnyModal | None = None  # what was given, where the model that trains is spread over processes
+
+    def configure_model(self) -> None:
+        """Spread the weights over the processes of a strategy that has a mesh of them."""
+        if self.device_mesh is not None and self.whole is None:
+            whole, self.model = self.model, sharded(self.model, self.device_mesh["data_parallel"])
+            object.__setattr__(self, "whole", whole.eval())  # past torch, for which it would be a part of this module
+
+    def gather(self) -> None:
+        """Bring the model that was given up to date on the first process; every process must call it."""
+        if self.whole is not None:
+            gather_into(self.whole, self.model)
+
+    def on_train_end(self) -> None:
+        """Leave the trained weights in the model that was given."""
+        self.gather()
 
     def trained(self) -> list[Trained]:
         """Return the parts that the stage trains."""
@@ -96,34 +116,29 @@ class UnifiedObjective(Objective):
         noised = with_code_noise(batch, self.model.code_of, self.stage.code_noise)
         counts = self._target_counts(batch)
         *before, last = split_rows(noised, self.run.accumulate)
-        sums, total = [], torch.zeros((), device=self.device)
+        sums = []
         for piece in before:
             sums.append(self.model(piece).losses)
             loss = self._combine(sums[-1], counts)
             with torch.autocast(self.device.type, enabled=False):
                 loss.backward()
-            total = total + loss.detach()
         sums.append(self.model(last).losses)
-        loss = self._combine(sums[-1], counts)
-        self._log_losses("train", add_up(sums), total + loss)
-        self.log("tokens", float(batch.num_tokens), reduce_fx="sum")
-        return loss
+        if (self.global_step + 1) % self.run.log_every == 0:
+            self._log_losses("train", add_up(sums), counts)
+        return self._combine(sums[-1], counts)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Keep the gradients of the first pieces, which Lightning would clear; `training_step` cleared older ones."""
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses of a held-out batch."""
-        losses = self.model(batch).losses
-        self._log_losses("held_out", losses, self._combine(losses, self._target_counts(batch)))
+        self._log_losses("held_out", self.model(batch).losses, self._target_counts(batch))
 
     def _target_counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count the targets of each modality on all ranks."""
         wanted = batch.targets[batch.targets != IGNORE]
         is_code = self.model.code_of[wanted] >= 0
-        counts = torch.stack([(~is_code).sum(), is_code.sum()])
-        if self._world > 1:
-            counts = torch.as_tensor(self.all_gather(counts)).sum(0)
+        counts = sum_over_ranks(torch.stack([(~is_code).sum(), is_code.sum()]))
         return {"text": counts[0], "image": counts[1]}
 
     def _combine(self, losses: dict[str, TokenLoss], counts: dict[str, Tensor]) -> Float[Tensor, ""]:
@@ -139,14 +154,17 @@ class UnifiedObjective(Objective):
     def _world(self) -> int:
         return self.trainer.world_size if self._trainer is not None else 1
 
-    def _log_losses(self, name: str, losses: dict[str, TokenLoss], loss: Tensor) -> None:
+    @torch.no_grad()
+    def _log_losses(self, name: str, losses: dict[str, TokenLoss], counts: dict[str, Tensor]) -> None:
+        """Log what the processes have together."""
         shown = name == "train"
+        losses = {modality: over_ranks(part) for modality, part in losses.items()}
         for modality, part in losses.items():
             if int(part.count):
-                self.log(f"{name}_{modality}_loss", part.mean.detach(), prog_bar=shown, batch_size=int(part.count))
+                self.log(f"{name}_{modality}_loss", part.mean, prog_bar=shown, batch_size=int(part.count))
                 accuracy = part.correct / part.count
                 self.log(f"{name}_{modality}_accuracy", accuracy, batch_size=int(part.count))
-        self.log(f"{name}_loss", loss.detach(), prog_bar=not shown, batch_size=1)
+        self.log(f"{name}_loss", self._combine(losses, counts) / self._world, prog_bar=not shown, batch_size=1)
         if shown:
             self.log("max_logit", torch.stack([part.max_logit for part in losses.values()]).max())
 

@@ -16,6 +16,7 @@ from anymodal.data.samples import Reading, codes_of, fingerprints_of
 from anymodal.learning.batches import DocumentBatches, StepData, check_codes
 from anymodal.learning.callbacks import Best, Showing
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
+from anymodal.learning.distributed import is_first, quiet_unless_first
 from anymodal.learning.fitting import fit
 from anymodal.learning.objective import UnifiedObjective
 from anymodal.learning.stages import only_training, trained_of
@@ -59,6 +60,13 @@ def train_unified(
         checked = replace(run, seed=HELD_OUT_SEED, steps=run.validation_steps)
         held_out = _batches(parts, data, data.held_out, plain, checked)
     objective = UnifiedObjective(parts.model, stage=stage, optimizer=optimizer, run=run)
+
+    def write() -> None:
+        objective.gather()
+        if is_first():
+            parts.save(out / "model")
+
+    quiet_unless_first()
     log.info(
         "%s parameters, of which %s train, %d samples, %d steps of %d documents",
         f"{num_parameters(parts.model):,}", f"{num_trained:,}", len(train.index), run.steps, run.batch_size,
@@ -66,7 +74,7 @@ def train_unified(
 
     def save(_: pl.LightningModule, loss: float) -> None:
         log.info("best held-out loss so far: %.4f", loss)
-        parts.save(out / "model")
+        write()
 
     callbacks: list[pl.Callback] = [Best(save)] if held_out is not None else []
     if show is not None and run.sample_every:
@@ -76,7 +84,7 @@ def train_unified(
         code = fit(objective, steps, run=run, out=out, callbacks=callbacks)
     for reason, count in sorted(steps.skipped.items()):
         log.warning("skipped %d samples: %s", count, reason)
-    if held_out is None or not (out / "model").is_dir():
+    if is_first() and (held_out is None or not (out / "model").is_dir()):
         parts.save(out / "model")
     return code
 

@@ -1,0 +1,181 @@
+"""Many processes, one run: who they are, how they share the model, and what the first of them writes."""
+
+import copy
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from anymodal.learning.checkpoints import (
+    MANIFEST,
+    cannot_save,
+    checksums,
+    sync_file,
+    sync_folder,
+    write_manifest,
+)
+from anymodal.learning.config import RunConfig
+from anymodal.model.unified import AnyModal
+
+Sums = dict[str, str]
+
+
+def processes_of(run: RunConfig) -> tuple[int, int]:
+    """Return processes a machine and machines: as torchrun or SLURM started them, else `run.devices` on this one.
+
+    Raises:
+        ValueError: the run asks for another number than was started.
+    """
+    local, nodes = run.devices, 1
+    if TorchElasticEnvironment.detect():
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // local
+    elif SLURMEnvironment.detect():
+        nodes = int(os.environ["SLURM_NNODES"])
+        local = int(os.environ["SLURM_NTASKS"]) // nodes
+    if run.devices not in (1, local):
+        raise ValueError(
+            f"run.devices must be what the launcher started, {local} processes a machine, got {run.devices}; leave it out."
+        )
+    if run.batch_size % (local * nodes):
+        raise ValueError(
+            f"run.batch_size counts over all processes and must be a multiple of their number {local * nodes}, got "
+            f"{run.batch_size}; choose another."
+        )
+    return local, nodes
+
+
+def strategy_of(run: RunConfig, world: int) -> Strategy | str:
+    """Return how processes share the work.
+
+    Raises:
+        ValueError: the run asks for what sharded weights do not have.
+    """
+    if run.strategy == "fsdp":
+        if run.ema_decay:
+            raise ValueError("run.ema_decay needs whole weights in every process; set it to 0, or run.strategy to ddp.")
+        return ShardedStrategy(world)
+    return DDPStrategy() if world > 1 else "auto"
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 (arXiv:2304.11277) whose checkpoints are whole or absent, and checked by content.
+
+    Lightning's own writes in place, past every `CheckpointIO`: a kill leaves half a folder under the name of a whole one.
+    """
+
+    def __init__(self, world: int) -> None:
+        """Shard the weights over all processes."""
+        super().__init__(data_parallel_size=world, tensor_parallel_size=1)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write every process's shard beside the target, flush, note the checksums, rename.
+
+        Raises:
+            OSError: a disk is full or read-only; the checkpoints before this one stay as they were.
+        """
+        path = Path(self.broadcast(filepath))
+        partial = path.with_name(f".{path.name}.partial")
+        if self.global_rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.barrier()
+        written: Sums | str
+        try:
+            super().save_checkpoint(checkpoint, partial, storage_options)
+            written = checksums(self._own(partial))
+        except Exception as error:  # any, such that no other process waits for this one
+            written = str(error)
+        everyone: list[Sums | str] = [written] * self.world_size
+        dist.all_gather_object(everyone, written)
+        faults = [each for each in everyone if isinstance(each, str)]
+        if self.global_rank == 0:
+            if faults:
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                sums = {name: digest for each in everyone if isinstance(each, dict) for name, digest in each.items()}
+                self._commit(partial, path, sums)
+        self.barrier()
+        if faults:
+            raise cannot_save(path, faults[0])
+
+    def _own(self, folder: Path) -> list[Path]:
+        """Return what this process has written, on the disk for good; the first answers for what belongs to all."""
+        prefix = f"__{self.global_rank}_"
+        mine = [
+            path
+            for path in sorted(folder.iterdir())
+            if path.name.startswith(prefix) or (self.global_rank == 0 and not path.name.startswith("__"))
+        ]
+        for path in mine:
+            sync_file(path)
+        return mine
+
+    def _commit(self, partial: Path, path: Path, sums: Sums) -> None:
+        write_manifest(partial / MANIFEST, sums)
+        sync_folder(partial)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.replace(path)
+        sync_folder(path.parent)
+
+
+def sharded(model: AnyModal, mesh: DeviceMesh) -> AnyModal:
+    """Return the model with the weights of every block, and of all else, spread over the mesh; `model` stays whole."""
+    shards = copy.deepcopy(model)
+    for block in shards.transformer.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(shards, mesh=mesh)
+    return shards
+
+
+def gather_into(whole: nn.Module, shards: nn.Module) -> None:
+    """Bring sharded weights together in `whole` on the first process; every process must call it."""
+    state = get_model_state_dict(shards, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if state:
+        whole.load_state_dict(state)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be spread over processes as every process may read it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the sum over all processes, the tensor itself where there is one."""
+    return _reduced(tensor, dist.ReduceOp.SUM)
+
+
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the largest of all processes, the tensor itself where there is one."""
+    return _reduced(tensor, dist.ReduceOp.MAX)
+
+
+def _reduced(tensor: Tensor, how: Any) -> Tensor:
+    if not dist.is_initialized():
+        return tensor
+    result = tensor.clone()
+    dist.all_reduce(result, op=how)
+    return result
+
+
+def is_first() -> bool:
+    """Tell whether this process is the one that writes and prints, before and while processes know each other."""
+    if dist.is_initialized():
+        return dist.get_rank() == 0
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def quiet_unless_first() -> None:
+    """Let only the first process tell what all of them do."""
+    if not is_first():
+        logging.getLogger("anymodal").setLevel(logging.ERROR)

@@ -1,0 +1,119 @@
+"""Two processes take the steps of one, and what they save outlives a kill."""
+
+import csv
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from anymodal.learning import callbacks, fitting
+from anymodal.learning.checkpoints import is_whole, newest, step_of
+from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
+from anymodal.learning.distributed import processes_of, strategy_of
+from anymodal.learning.unified_run import train_unified
+from anymodal.model.folder import ModelFolder
+
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="a process that may have started CUDA does not fork"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+RUN = RunConfig(
+    steps=6, batch_size=6, precision="float32", log_every=1, validate_every=3, validation_steps=2, checkpoint_every=2
+)
+OPTIMIZER = OptimizerConfig(learning_rate=3e-3, warmup_steps=2)
+KINDS = ("ddp", "fsdp")
+
+Ranks = Callable[..., list[int]]
+
+
+def train(toy: Any, out: Path, run: RunConfig = RUN, **changes: Any) -> int:
+    data = replace(toy.data, held_out=toy.coded)
+    settings: dict[str, Any] = {"data": data, "stage": StageConfig(seq_len=256), "optimizer": OPTIMIZER, **changes}
+    return train_unified(toy.parts(), run=run, out=out, **settings)
+
+
+def metrics(out: Path, *names: str) -> dict[str, dict[int, float]]:
+    with (out / "logs" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: {int(row["step"]): float(row[name]) for row in rows if row.get(name)} for name in names}
+
+
+LOSSES = ("train_loss", "train_text_loss", "train_image_accuracy", "max_logit", "held_out_loss", "held_out_image_loss")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    first, second = metrics(one, *LOSSES), metrics(other, *LOSSES)
+    assert sorted(first["train_loss"]) == list(range(RUN.steps))
+    for name in LOSSES:
+        assert second[name] == pytest.approx(first[name], rel=2e-4, abs=1e-5), name
+    expected, found = (ModelFolder.load(out / "model").model.state_dict() for out in (one, other))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.fixture(scope="module")
+def whole(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    assert train(toy, out) == 0
+    return out
+
+
+@pytest.mark.parametrize("strategy", KINDS)
+def test_two_processes_take_the_steps_of_one(
+    toy: Any, whole: Path, tmp_path: Path, ranks: Ranks, strategy: Any
+) -> None:
+    run = replace(RUN, strategy=strategy, accumulate=2, sample_every=3)
+    shown = tmp_path / "shown"
+
+    def show(step: int) -> None:
+        with shown.open("a") as file:
+            file.write(f"{step} ")
+
+    assert ranks(2, lambda _: train(toy, tmp_path, run, show=show)) == [0, 0]
+    assert_same_run(whole, tmp_path)
+    assert shown.read_text() == "3 6 "
+
+
+@pytest.mark.parametrize("strategy", KINDS)
+def test_a_run_goes_on_in_another_number_of_processes(
+    toy: Any, whole: Path, tmp_path: Path, ranks: Ranks, strategy: Any
+) -> None:
+    run = replace(RUN, strategy=strategy)
+    for world, last in ((1, 2), (2, 4), (1, 6)):
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt(patch, *[StopAt(last, rank=world - 1)] * (last < RUN.steps))
+            codes = ranks(world, lambda _: train(toy, tmp_path, run))
+        assert codes == [75 if last < RUN.steps else 0] * world
+        checkpoint = newest(tmp_path / "checkpoints")
+        assert checkpoint is not None
+        assert step_of(checkpoint) == last
+        assert checkpoint.is_dir() == (strategy == "fsdp")
+    assert_same_run(whole, tmp_path)
+
+
+class StopAt(pl.Callback):
+    """Send one of the processes SIGTERM within a step."""
+
+    def __init__(self, step: int, rank: int) -> None:
+        self.step, self.rank = step, rank
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step - 1 and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, *stops: pl.Callback) -> None:
+    original = callbacks.callbacks_for
+
+    def with_stops(*arguments: Any) -> list[pl.Callback]:
+        first, *others = original(*arguments)
+        return [first, *stops, *others]
+
+    monkeypatch.setattr(fitting, "callbacks_for", with_stops)
