@@ -1,34 +1,72 @@
 """Packing: documents to full rows, so that little of a batch is padding."""
 
 from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
 
 from anymodal.tokens.batch import Batch, lay_out
 from anymodal.tokens.document import TokenSequence
 
+SPARE = 0.01  # share of padding below which no better number of rows is looked for
+MORE_ROWS = 8  # tried at most beyond the fewest
+
 
 def pack(sequences: Sequence[TokenSequence], *, seq_len: int, pad_id: int, look_tokens: int | None) -> Batch:
-    """Pack sequences into rows of at most `seq_len` tokens, longest first into the fullest row that holds it.
+    """Pack sequences into few rows of at most `seq_len` tokens, all of them nearly as long as the fullest.
 
-    No token is cut off. Rows are as long as the fullest one.
+    No token is cut off, no document is parted, and the same sequences give the same rows.
 
     Raises:
         ValueError: a sequence is longer than `seq_len`.
     """
-    longest = max(len(sequence.ids) for sequence in sequences)
-    if longest > seq_len:
+    lengths = [len(sequence.ids) for sequence in sequences]
+    if max(lengths) > seq_len:
         raise ValueError(
-            f"a document has {longest} tokens, seq_len holds {seq_len}; raise seq_len or leave the document out."
+            f"a document has {max(lengths)} tokens, seq_len holds {seq_len}; raise seq_len or leave the document out."
         )
-    rows: list[list[TokenSequence]] = []
-    room: list[int] = []
-    for sequence in sorted(sequences, key=lambda sequence: -len(sequence.ids)):
-        length = len(sequence.ids)
-        fitting = [(room[i], i) for i in range(len(rows)) if room[i] >= length]
-        if fitting:
-            i = min(fitting)[1]
-            rows[i].append(sequence)
-            room[i] -= length
-        else:
-            rows.append([sequence])
-            room.append(seq_len - length)
-    return lay_out(rows, seq_len - min(room), pad_id, look_tokens)
+    rows = level(lengths, seq_len)
+    fullest = max(sum(lengths[i] for i in row) for row in rows)
+    return lay_out([[sequences[i] for i in row] for row in rows], fullest, pad_id, look_tokens)
+
+
+def level(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
+    """Share documents of these lengths, none above `seq_len`, among rows of at most `seq_len`; return their numbers.
+
+    The fewest rows that hold them are taken, or some more where those leave less padding: sixteen documents of one
+    length are four rows of four rather than six, five and five.
+
+    >>> level([3, 8, 5, 2, 7, 4], 10)
+    [[0, 4], [1, 3], [2, 5]]
+    """
+    total = sum(lengths)
+    best: list[list[int]] = []
+    least = fewest = 0
+    for count in range(-(-total // seq_len), len(lengths) + 1):
+        rows, fullest = _share(lengths, count)
+        if fullest > seq_len:
+            continue
+        fewest = fewest or count
+        if not best or len(rows) * fullest < least:
+            best, least = rows, len(rows) * fullest
+        if total >= (1 - SPARE) * least or count >= fewest + min(fewest, MORE_ROWS):
+            break
+    return best
+
+
+def _share(lengths: Sequence[int], count: int) -> tuple[list[list[int]], int]:
+    """Share documents among `count` rows by the differencing method (Karmarkar and Karp, 1982); say the fullest, too.
+
+    Each document begins as a division of its own. The two most uneven ones are joined again and again, the fullest row
+    of one to the emptiest of the other.
+    """
+    heap = [(-length, i, [(length, [i])]) for i, length in enumerate(lengths)]
+    heapify(heap)
+    while len(heap) > 1:
+        (_, number, first), (_, _, second) = heappop(heap), heappop(heap)
+        alone = max(0, count - len(second))  # rows of the first that meet empty ones
+        apart = max(0, count - len(first))
+        meeting = zip(first[alone:], reversed(second[apart:]), strict=True)
+        joined = first[:alone] + second[:apart] + [(size + other, row + more) for (size, row), (other, more) in meeting]
+        joined.sort(key=lambda row: -row[0])
+        emptiest = joined[-1][0] if len(joined) == count else 0
+        heappush(heap, (emptiest - joined[0][0], number, joined))
+    return sorted(sorted(row) for _, row in heap[0][2]), heap[0][2][0][0]
