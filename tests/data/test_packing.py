@@ -164,8 +164,8 @@ def test_nothing_leaks_from_one_document_to_another(heads: str) -> None:
     batch = pack(written, seq_len=64, pad_id=0, look_tokens=model.look_tokens)
     assert batch.documents is not None
     before = model(batch).hidden
-    firsts = [row for row in level([len(each.ids) for each in written], 64) for row in row]  # what each number is
-    for number, place in enumerate(firsts):
+    rows = level([len(each.ids) for each in written], 64)
+    for number, place in enumerate(i for row in rows for i in row):
         changed = list(written)
         ids = changed[place].ids.clone()
         plain = ids >= len(SPECIALS)
@@ -221,5 +221,5 @@ def test_pictures_of_many_shapes_share_a_pack(layout: PictureLayout) -> None:
     apart = [model(pack([each], seq_len=64, pad_id=0, look_tokens=None)).losses["image"] for each in written]
     assert int(together.count) == sum(int(each.count) for each in apart) == sum(grid.numel() for grid in grids)
     torch.testing.assert_close(together.total, torch.stack([each.total for each in apart]).sum())
-    together.total.backward()  # type: ignore[no-untyped-call]
+    together.total.backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
