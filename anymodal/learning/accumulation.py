@@ -50,7 +50,7 @@ def add_up(losses: Sequence[dict[str, TokenLoss]]) -> dict[str, TokenLoss]:
     return {
         name: TokenLoss(
             total=column(name, "total").sum(),
-            z_total=column(name, "z_total").sum(),
+            nats=column(name, "nats").sum(),
             count=column(name, "count").sum(),
             correct=column(name, "correct").sum(),
             max_logit=column(name, "max_logit").max(),
@@ -61,12 +61,12 @@ def add_up(losses: Sequence[dict[str, TokenLoss]]) -> dict[str, TokenLoss]:
 
 def over_ranks(loss: TokenLoss) -> TokenLoss:
     """Return what the losses of all processes come to, without their graphs."""
-    sums = torch.stack([each.detach().double() for each in (loss.total, loss.z_total, loss.count, loss.correct)])
-    total, z_total, count, correct = sum_over_ranks(sums).unbind()
+    sums = torch.stack([each.detach().double() for each in (loss.total, loss.nats, loss.count, loss.correct)])
+    total, nats, count, correct = sum_over_ranks(sums).unbind()
     kind = loss.total.dtype
     return TokenLoss(
         total=total.to(kind),
-        z_total=z_total.to(kind),
+        nats=nats.to(kind),
         count=count.long(),
         correct=correct.long(),
         max_logit=max_over_ranks(loss.max_logit.detach()),

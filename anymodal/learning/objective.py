@@ -118,11 +118,11 @@ class UnifiedObjective(Objective):
         *before, last = split_rows(noised, self.run.accumulate)
         sums = []
         for piece in before:
-            sums.append(self.model(piece).losses)
+            sums.append(self.model(piece, self.stage.z_loss).losses)
             loss = self._combine(sums[-1], counts)
             with torch.autocast(self.device.type, enabled=False):
                 loss.backward()
-        sums.append(self.model(last).losses)
+        sums.append(self.model(last, self.stage.z_loss).losses)
         if (self.global_step + 1) % self.run.log_every == 0:
             self._log_losses("train", add_up(sums), counts)
         return self._combine(sums[-1], counts)
@@ -132,7 +132,7 @@ class UnifiedObjective(Objective):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses of a held-out batch."""
-        self._log_losses("held_out", self.model(batch).losses, self._target_counts(batch))
+        self._log_losses("held_out", self.model(batch, self.stage.z_loss).losses, self._target_counts(batch))
 
     def _target_counts(self, batch: Batch) -> dict[str, Tensor]:
         """Count the targets of each modality on all ranks."""
@@ -146,8 +146,7 @@ class UnifiedObjective(Objective):
         weights = {"text": self.stage.text_weight, "image": self.stage.image_weight}
         loss = torch.zeros((), device=self.device)
         for name, part in losses.items():
-            total = part.total + self.stage.z_loss * part.z_total
-            loss = loss + weights[name] * total * (self._world / counts[name].to(total.dtype).clamp(min=1))
+            loss = loss + weights[name] * part.total * (self._world / counts[name].to(part.total.dtype).clamp(min=1))
         return loss
 
     @property
@@ -161,7 +160,7 @@ class UnifiedObjective(Objective):
         losses = {modality: over_ranks(part) for modality, part in losses.items()}
         for modality, part in losses.items():
             if int(part.count):
-                self.log(f"{name}_{modality}_loss", part.mean, prog_bar=shown, batch_size=int(part.count))
+                self.log(f"{name}_{modality}_loss", part.nats / part.count, prog_bar=shown, batch_size=int(part.count))
                 accuracy = part.correct / part.count
                 self.log(f"{name}_{modality}_accuracy", accuracy, batch_size=int(part.count))
         self.log(f"{name}_loss", self._combine(losses, counts) / self._world, prog_bar=not shown, batch_size=1)

@@ -123,8 +123,8 @@ class AnyModal(nn.Module):
         """Positions of one looked-at picture; None without an understanding path."""
         return self.config.understanding.num_tokens if self.config.understanding else None
 
-    def forward(self, batch: Batch | Int[Tensor, "b n"]) -> ModelOutput:
-        """Read a batch, or plain ids in [0, vocab_size) with a document a row.
+    def forward(self, batch: Batch | Int[Tensor, "b n"], z_loss: float = 0.0) -> ModelOutput:
+        """Read a batch, or plain ids in [0, vocab_size) with a document a row; `z_loss` is that of its losses.
 
         Raises:
             ValueError: a row is longer than the context.
@@ -142,7 +142,7 @@ class AnyModal(nn.Module):
         x = self._with_places(x, batch.ids, columns)
         segments = None if batch.documents is None else Segments.of(batch.documents)
         hidden = self.transformer(x, batch.positions, segments)
-        return ModelOutput(hidden=hidden, losses=self._losses(hidden, batch.targets), model=self)
+        return ModelOutput(hidden=hidden, losses=self._losses(hidden, batch.targets, z_loss), model=self)
 
     def step(
         self,
@@ -218,7 +218,9 @@ class AnyModal(nn.Module):
             return self.code_head(hidden)
         return F.linear(hidden, self.head.weight[self.image_ids])
 
-    def _losses(self, hidden: Float[Tensor, "b n d"], targets: Int[Tensor, "b n"]) -> dict[str, TokenLoss]:
+    def _losses(
+        self, hidden: Float[Tensor, "b n d"], targets: Int[Tensor, "b n"], z_loss: float
+    ) -> dict[str, TokenLoss]:
         """Compute, for every modality, only the head that its targets need."""
         flat, wanted = hidden.flatten(0, 1), targets.flatten()
         is_code = (self.code_of[wanted.clamp(min=0)] >= 0) & (wanted != IGNORE)
@@ -228,12 +230,13 @@ class AnyModal(nn.Module):
         image_targets = wanted[is_code]
         shared = self.config.heads == "shared"
         return {
-            "text": token_loss(self.head, flat[is_text], wanted[is_text], self.num_text_rows),
+            "text": token_loss(self.head, flat[is_text], wanted[is_text], self.num_text_rows, z_loss),
             "image": token_loss(
                 self.head if shared else self.image_head,
                 flat[is_code],
                 image_targets if shared else self.code_of[image_targets],
                 self.num_text_rows if shared else len(self.image_ids),
+                z_loss,
             ),
         }
 
