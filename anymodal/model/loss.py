@@ -51,10 +51,11 @@ def token_loss(
         hidden, head = head[:-1](hidden), head[-1]
     if type(head) is nn.Linear:
         with_gradient = torch.is_grad_enabled()
-        sums = _LinearLoss.apply(hidden, head.weight, head.bias, targets, z_loss, size, with_gradient)
+        apply = cast(Callable[..., tuple[Tensor, ...]], _LinearLoss.apply)
+        sums = apply(hidden, head.weight, head.bias, targets, z_loss, size, with_gradient)
     else:
         sums = _recomputed(head, hidden, targets, z_loss, size)
-    total, nats, correct, max_logit = cast(tuple[Tensor, ...], sums)
+    total, nats, correct, max_logit = sums
     count = torch.tensor(len(targets), device=hidden.device)
     return TokenLoss(total=total, nats=nats.detach(), count=count, correct=correct, max_logit=max_logit)
 

@@ -70,7 +70,7 @@ def test_gradients_are_handed_out_once() -> None:
 def test_logits_of_a_batch_are_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_LOGITS", 64 * 50)
     head, hidden = nn.Linear(6, 64, bias=False), torch.randn(1000, 6, requires_grad=True)
-    sizes = []
+    sizes = list[int]()
 
     class Sizes(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -78,7 +78,7 @@ def test_logits_of_a_batch_are_never_held(monkeypatch: pytest.MonkeyPatch) -> No
             sizes.extend(each.numel() for each in tree_leaves(out) if isinstance(each, Tensor))
             return out
 
-    with Sizes():
+    with Sizes():  # type: ignore[no-untyped-call]
         token_loss(head, hidden, torch.zeros(1000, dtype=torch.long), 64).total.backward()
     assert max(sizes) == max(hidden.numel(), 64 * 50)
 
