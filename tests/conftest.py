@@ -1,8 +1,11 @@
 """Check shapes and types of every call while tests run, and keep parallel workers off each other's cores."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,16 @@ if TYPE_CHECKING:
     from anymodal.model.folder import ModelFolder
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="repeat the fault tests as often as a release wants")
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Tell whether the fault tests run in their long form."""
+    return bool(request.config.getoption("--long"))
 
 
 @pytest.fixture(scope="session")
@@ -128,3 +141,66 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     coded = coded_samples(index, range(len(index)), tokenizer=tokenizer, size=16)
     write_shards(coded, f"{made.coded}/%06d.tar", samples_per_shard=12)
     return made
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Callable[..., list[int]]:
+    """Return what runs a function in several processes that know each other."""
+    return run_ranks
+
+
+def run_ranks(world: int, call: Callable[[int], Any], *, timeout_s: float = 120.0, together: bool = False) -> list[int]:
+    """Call a function in as many forked processes as asked for, each with the environment that torchrun gives it.
+
+    Returns the exit codes, 124 for a process that was still alive after `timeout_s`. `together` puts them into a
+    process group of their own.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a forked process would wait in vain for the threads of OpenMP
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children: list[int] = []
+    try:
+        for rank in range(world):
+            children.append(_fork(rank, world, port, call, (children[0] if children else 0) if together else None))
+        deadline = time.monotonic() + timeout_s
+        return [_code(child, deadline) for child in children]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fork(rank: int, world: int, port: int, call: Callable[[int], Any], group: int | None) -> int:
+    if child := os.fork():
+        if group is not None:
+            os.setpgid(child, group or child)
+        return child
+    from lightning.pytorch.utilities import rank_zero_only
+
+    code = 1
+    try:
+        if group is not None:
+            os.setpgid(0, group)
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
+        }  # fmt: skip
+        rank_zero_only.rank = rank  # Lightning asks when it is imported, which was before
+        code = call(rank) or 0
+    except BaseException as error:
+        print(f"process {rank}: {type(error).__name__}: {error}", flush=True)
+    finally:
+        os._exit(code)
+
+
+def _code(child: int, deadline: float) -> int:
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return 124

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -46,7 +46,8 @@ def processes_of(run: RunConfig) -> tuple[int, int]:
         local = int(os.environ["SLURM_NTASKS"]) // nodes
     if run.devices not in (1, local):
         raise ValueError(
-            f"run.devices must be what the launcher started, {local} processes a machine, got {run.devices}; leave it out."
+            f"run.devices must be what the launcher started, {local} processes a machine, got {run.devices}; "
+            "leave it out."
         )
     if run.batch_size % (local * nodes):
         raise ValueError(
@@ -72,7 +73,7 @@ def strategy_of(run: RunConfig, world: int) -> Strategy | str:
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 (arXiv:2304.11277) whose checkpoints are whole or absent, and checked by content.
 
-    Lightning's own writes in place, past every `CheckpointIO`: a kill leaves half a folder under the name of a whole one.
+    Lightning's own writes in place, past every `CheckpointIO`: a kill leaves half a folder named like a whole one.
     """
 
     def __init__(self, world: int) -> None:
@@ -94,8 +95,8 @@ class ShardedStrategy(ModelParallelStrategy):
         try:
             super().save_checkpoint(checkpoint, partial, storage_options)
             written = checksums(self._own(partial))
-        except Exception as error:  # any, such that no other process waits for this one
-            written = str(error)
+        except (Exception, CheckpointException) as error:  # any, such that no other process waits for this one
+            written = reason(error)
         everyone: list[Sums | str] = [written] * self.world_size
         dist.all_gather_object(everyone, written)
         faults = [each for each in everyone if isinstance(each, str)]
@@ -127,6 +128,13 @@ class ShardedStrategy(ModelParallelStrategy):
         shutil.rmtree(path, ignore_errors=True)
         partial.replace(path)
         sync_folder(path.parent)
+
+
+def reason(error: BaseException) -> str:
+    """Say in a line what went wrong; a CheckpointException holds what went wrong in every process."""
+    if isinstance(error, CheckpointException):
+        return "; ".join(f"process {rank}: {fault[0]}" for rank, fault in error.failures.items())
+    return str(error)
 
 
 def sharded(model: AnyModal, mesh: DeviceMesh) -> AnyModal:

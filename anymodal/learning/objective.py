@@ -14,6 +14,7 @@ from anymodal.learning.accumulation import add_up, over_ranks, split_rows
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
 from anymodal.learning.distributed import gather_into, sharded, sum_over_ranks, whole_tensor
 from anymodal.learning.optimizer import Trained, build_optimizer, rate_at, trainable
+from anymodal.learning.passing import through_of
 from anymodal.learning.stages import trained_of
 from anymodal.model.loss import TokenLoss
 from anymodal.model.unified import AnyModal
@@ -57,9 +58,9 @@ class Objective(pl.LightningModule):
             ValueError: five steps in a row were not finite.
         """
         norm = clip_or_drop(optimizer, self.optimizer_config.gradient_clip)
+        self.log("gradient_norm", norm)
         if torch.isfinite(norm):
             self.bad_steps = 0
-            self.log("gradient_norm", norm)
             return
         self.bad_steps += 1
         if self.bad_steps >= MAX_BAD_STEPS:
@@ -93,6 +94,14 @@ class UnifiedObjective(Objective):
         if self.device_mesh is not None and self.whole is None:
             whole, self.model = self.model, sharded(self.model, self.device_mesh["data_parallel"])
             object.__setattr__(self, "whole", whole.eval())  # past torch, for which it would be a part of this module
+
+    def on_fit_start(self) -> None:
+        """Say how steps pass the blocks."""
+        self.model.transformer.through = through_of(self.run)
+
+    def on_fit_end(self) -> None:
+        """Leave the model as it came."""
+        self.model.transformer.through = None
 
     def gather(self) -> None:
         """Bring the model that was given up to date on the first process; every process must call it."""

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from anymodal.learning import callbacks, fitting
-from anymodal.learning.checkpoints import is_whole, newest, step_of
+from anymodal.learning.checkpoints import newest, step_of
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
-from anymodal.learning.distributed import processes_of, strategy_of
+from anymodal.learning.distributed import is_first, processes_of, strategy_of
 from anymodal.learning.unified_run import train_unified
 from anymodal.model.folder import ModelFolder
 
@@ -55,7 +55,9 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert second[name] == pytest.approx(first[name], rel=2e-4, abs=1e-5), name
     expected, found = (ModelFolder.load(out / "model").model.state_dict() for out in (one, other))
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], tensor, rtol=0, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +119,36 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *stops: pl.Callback) -> None:
         return [first, *stops, *others]
 
     monkeypatch.setattr(fitting, "callbacks_for", with_stops)
+
+
+def test_a_number_of_processes_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes_of(RUN) == (1, 1)
+    assert processes_of(replace(RUN, devices=3)) == (3, 1)
+    for name, value in {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6", "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    assert processes_of(RUN) == (2, 3)
+    with pytest.raises(ValueError, match="the launcher started, 2 processes a machine, got 4; leave it out"):
+        processes_of(replace(RUN, devices=4))
+    with pytest.raises(ValueError, match="batch_size .* a multiple of their number 6, got 8"):
+        processes_of(replace(RUN, batch_size=8))
+
+
+def test_slurm_says_how_many_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"SLURM_NTASKS": "6", "SLURM_NNODES": "3", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "4"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    assert processes_of(RUN) == (2, 3)
+    assert not is_first()
+
+
+def test_sharded_weights_have_no_average() -> None:
+    with pytest.raises(ValueError, match=r"ema_decay needs whole weights .* or run.strategy to ddp"):
+        strategy_of(replace(RUN, strategy="fsdp", ema_decay=0.9), 2)
+    assert strategy_of(RUN, 1) == "auto"
+
+
+def test_shards_go_on_in_shards(toy: Any, tmp_path: Path, ranks: Ranks, capfd: pytest.CaptureFixture[str]) -> None:
+    short = replace(RUN, steps=1, validate_every=0, checkpoint_every=1)
+    assert ranks(2, lambda _: train(toy, tmp_path, replace(short, strategy="fsdp"))) == [0, 0]
+    assert ranks(1, lambda _: train(toy, tmp_path, replace(short, steps=2))) == [1]
+    assert "was saved in shards; resume it with run.strategy fsdp" in capfd.readouterr().out
