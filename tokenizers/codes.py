@@ -1,12 +1,22 @@
-r"""Write shards again with the codes of their pictures, so that training encodes nothing.
+r"""Encode the pictures of shards, so that training encodes nothing.
 
     anymodal tokenizers codes --shards "data/train-{000000..000003}.tar" \
         --image_tokenizer runs/tokenizer/image_tokenizer --out data/coded
+    torchrun --nproc_per_node 8 -m anymodal tokenizers codes --shards data/train --form records \
+        --image_tokenizer runs/tokenizer/image_tokenizer --out data/codes
 
-Every member of codes carries the image tokenizer's fingerprint; training refuses codes of another tokenizer.
+The shards are written again, one for each, with the codes among the members; or, as records, the codes alone, in a file
+a shard, which `--data.codes data/codes` reads beside the shards as they are. All codes carry the image tokenizer's
+fingerprint; training refuses codes of another one. Many processes share the shards: those of torchrun and of SLURM know
+their rank, others are told. Each shard is whole or absent, and the same command goes on where a killed one was.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from anymodal.data.index import ShardIndex
+    from anymodal.data.recoding import Recoding
 
 
 def main(
@@ -14,12 +24,15 @@ def main(
     shards: str,
     image_tokenizer: Path,
     out: Path,
+    form: Literal["members", "records"] = "members",
     size: int = 64,
+    augmentations: int = 1,
     batch_size: int = 64,
     keep_pictures: bool = True,
+    rank: int | None = None,
+    world: int | None = None,
     index_folder: Path | None = None,
     max_bad_fraction: float = 0.001,
-    samples_per_shard: int = 1000,
     overwrite: bool = False,
     allow_pickle: bool = False,
 ) -> None:
@@ -28,40 +41,76 @@ def main(
     Args:
         shards: shards to read, as open_clip writes them ("train-{000..010}.tar").
         image_tokenizer: folder of the image tokenizer, or of a model of any known layout, whose own is taken.
-        out: folder of the new shards; they are named 000000.tar, 000001.tar, ...
+        out: folder of the new shards, which are named 000000.tar, 000001.tar, ..., or of the records.
+        form: write every shard again with codes among its members, or records of codes alone.
         size: side in pixels that pictures are cropped to.
+        augmentations: views encoded: the picture, and windows of it at random places; drawing learns from any.
         batch_size: pictures encoded at once.
         keep_pictures: keep the pictures beside their codes, for models with an understanding path.
+        rank: which of the processes this is, from 0 on; null asks torchrun or SLURM, or is the only one.
+        world: how many processes share the shards.
         index_folder: where indexes of foreign shards go when their own folder is read-only.
-        max_bad_fraction: share of bad samples above which nothing is written.
-        samples_per_shard: samples in a shard.
-        overwrite: replace the shards that stand in the folder.
+        max_bad_fraction: share of bad samples above which nothing is written, among the shards of this process.
+        overwrite: replace what stands in the folder and was made of something else.
         allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
     """
     from functools import partial
 
-    from anymodal.data.coding import coded_samples
+    from anymodal.data.coding import Coding
     from anymodal.data.index import ShardIndex
     from anymodal.data.progress import track
-    from anymodal.data.shards import write_shards
+    from anymodal.data.recoding import Recoding, check_folder
+    from anymodal.data.shards import expand
     from anymodal.published.registry import load_image_tokenizer
 
+    place, processes = place_of(rank, world)
     tokenizer = load_image_tokenizer(image_tokenizer, allow_pickle=allow_pickle)
+    coding = Coding(tokenizer=tokenizer, size=size, views=augmentations, batch_size=batch_size)
+    recoding = Recoding(coding=coding, out=out, form=form, keep_pictures=keep_pictures, overwrite=overwrite)
+    every = expand(shards)
+    if form == "members":
+        check_folder(out, len(every), overwrite=overwrite)
+    numbers = range(place, len(every), processes)
+    if not numbers:
+        return print(f"{out}: no shard is left for process {place} of {processes}, there are {len(every)}")
     index = ShardIndex.open(
-        shards, index_folder=index_folder, max_bad_fraction=max_bad_fraction, progress=partial(track, what="indexing")
-    )
-    samples = coded_samples(
-        index,
-        range(len(index)),
-        tokenizer=tokenizer,
-        size=size,
-        batch_size=batch_size,
-        keep_pictures=keep_pictures,
-    )
-    written = write_shards(
-        track(samples, "encoding"), str(out / "%06d.tar"), samples_per_shard=samples_per_shard, overwrite=overwrite,
-        pictures_verified=True,
+        [every[number] for number in numbers], index_folder=index_folder, max_bad_fraction=max_bad_fraction,
+        progress=partial(track, what="indexing"),
     )  # fmt: skip
-    print(f"{out}: {len(index)} samples in {len(written)} shards with codes of {tokenizer.fingerprint}")
+    encode(index, numbers, recoding)
+
+
+def encode(index: "ShardIndex", numbers: range, recoding: "Recoding") -> None:
+    """Write the codes of the shards of an index, and say what became of them."""
+    from functools import partial
+
+    import torch
+
+    from anymodal.data.progress import track
+    from anymodal.data.recoding import recode
+
+    if torch.cuda.is_available():
+        recoding.coding.tokenizer.to(f"cuda:{numbers.start % torch.cuda.device_count()}")
+    made = recode(index, numbers, recoding, progress=partial(track, what="encoding shards"))
+    kept = f", {made.kept} of them stood there already" if made.kept else ""
+    what = {"members": "shards with codes", "records": "records of codes"}[recoding.form]
+    fingerprint = recoding.coding.tokenizer.fingerprint
+    print(f"{recoding.out}: {made.samples} samples in {len(numbers)} {what} of {fingerprint}{kept}")
     for reason, count in index.bad.items():
         print(f"set aside: {count} x {reason}")
+
+
+def place_of(rank: int | None, world: int | None) -> tuple[int, int]:
+    """Return rank and number of processes: as told, or as torchrun or SLURM say."""
+    import os
+
+    if rank is None and world is None:
+        for names in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+            if all(name in os.environ for name in names):
+                rank, world = (int(os.environ[name]) for name in names)
+                break
+        else:
+            rank, world = 0, 1
+    if rank is None or world is None or not 0 <= rank < world:
+        raise ValueError(f"rank must be in [0, world), and both be given or none, got rank {rank} of world {world}")
+    return rank, world

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anymodal.data.checks import IMAGE_KEYS, Holds
+from anymodal.data.records import CodeRecords, read_about, records_path
 from anymodal.data.scan import (
     SUFFIX,
     Place,
@@ -73,6 +74,8 @@ class ShardIndex:
         self.shard_sizes = tuple(
             sum(count for holds, count in summary.holds.items() if self._lacks(holds) is None) for summary in summaries
         )
+        self.contents = tuple((summary.bytes, summary.crc32) for summary in summaries)
+        self._records: tuple[Path, ...] = ()
         self._ends = list(accumulate(self.shard_sizes))
         self.bad = self._count_bad()
         self._local = threading.local()
@@ -104,6 +107,29 @@ class ShardIndex:
         found = [_open_shard(shard, folder, keys, verify_pictures) for shard in progress(shards)]
         index = cls(shards, [path for path, _ in found], [summary for _, summary in found], needs)
         index.check_bad_fraction(max_bad_fraction)
+        return index
+
+    def with_codes(self, folder: str | Path, fingerprint: str) -> "ShardIndex":
+        """Return an index whose samples carry the codes that stand in records, those of one image tokenizer.
+
+        Raises ValueError when a shard has none there, or they were made of other samples.
+        """
+        paths = [
+            records_path(Path(folder), shard, crc32, fingerprint)
+            for shard, (_, crc32) in zip(self.shards, self.contents, strict=True)
+        ]
+        missing = [shard for shard, path in zip(self.shards, paths, strict=True) if not path.is_file()]
+        if missing:
+            raise ValueError(
+                f"{folder} must hold codes of {fingerprint} for every shard, got none for {missing[0]} as it is now "
+                f"({len(missing)} of {len(paths)} shards); make them with `anymodal tokenizers codes --form records`"
+            )
+        for path, summary in zip(paths, self._summaries, strict=True):
+            found, count = read_about(path), sum(summary.holds.values())
+            if (found.get("shard_bytes"), found.get("samples")) != (summary.bytes, count):
+                raise ValueError(f"{path} must hold codes of {count} samples, got {found}; delete it and make it again")
+        index = ShardIndex(self.shards, self._indexes, self._summaries, self.needs)
+        index._records = tuple(paths)
         return index
 
     def __len__(self) -> int:
@@ -139,6 +165,7 @@ class ShardIndex:
         """
         shard, row = self.locate(number)
         table = self._table(shard)[0]
+        codes = self._codes(shard).of(row) if self._records else {}
         places = table.places(row)
         begin = places[0].offset - BLOCK
         data = self._read(shard, begin, places[-1].offset + places[-1].size - begin)
@@ -146,7 +173,7 @@ class ShardIndex:
             if reason := _fault(data, place, place.offset - begin):
                 raise BadSample(reason, self.shards[shard], table.keys[row], place.offset)
         members = {place.extension: data[place.offset - begin : place.offset - begin + place.size] for place in places}
-        return Sample(table.keys[row], members)
+        return Sample(table.keys[row], members, codes)
 
     def check_bad_fraction(self, max_bad_fraction: float) -> None:
         """Raise ValueError when more than this share of all samples was set aside, naming the first of them."""
@@ -203,6 +230,10 @@ class ShardIndex:
         kept: tuple[ShardTable, NDArray[np.int64]] = self._kept("tables", shard, load, OPEN_TABLES)
         return kept
 
+    def _codes(self, shard: int) -> CodeRecords:
+        records: CodeRecords = self._kept("codes", shard, lambda: CodeRecords(self._records[shard]), OPEN_TABLES)
+        return records
+
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         """Read bytes of a shard, fewer where it ends."""
         handle = self._kept("files", shard, lambda: _Handle(self.shards[shard]), OPEN_FILES)
@@ -212,7 +243,7 @@ class ShardIndex:
         """Return a thing of a shard from the cache of this process and thread, made where it is not there."""
         if getattr(self._local, "process", None) != os.getpid():  # first use, or on the far side of a fork
             self._local.process = os.getpid()
-            self._local.caches = {"files": OrderedDict(), "tables": OrderedDict()}
+            self._local.caches = {"files": OrderedDict(), "tables": OrderedDict(), "codes": OrderedDict()}
         cache = self._local.caches[what]
         if shard not in cache:
             cache[shard] = make()

@@ -2,14 +2,18 @@
 
 import io
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from anymodal.data.fitting import fitted_size
@@ -23,6 +27,8 @@ TASKS: tuple[Task, ...] = ("draw", "answer", "describe", "text", "chat")
 DESCRIBE = "Describe this picture."
 PICTURES = ("jpg", "jpeg", "png", "webp")
 CODES = re.compile(r"(?:.+[.])?codes[.](\w+)[.]npy")
+VIEWS = 3  # axes of codes that hold several views of a picture
+NPY = 10  # bytes before the header of an npy file
 
 
 class UnfitSample(ValueError):  # noqa: N818  (what it is, as a noun)
@@ -58,7 +64,8 @@ def document_of(sample: Sample, task: str, reading: Reading, random: np.random.G
     """
     if task == "draw":
         prompt = "" if random.random() < reading.prompt_dropout else _choice(captions_of(sample), random, "no caption")
-        return [Turn(role="user", parts=(prompt,)), Turn(role="assistant", parts=(Draw(codes_of(sample, reading)),))]
+        drawn = Draw(codes_of(sample, reading, random=random))
+        return [Turn(role="user", parts=(prompt,)), Turn(role="assistant", parts=(drawn,))]
     if task == "answer":
         return _questions(sample, reading, random)
     if task == "describe":
@@ -101,19 +108,46 @@ def codes_name(picture: str, fingerprint: str) -> str:
 
 def fingerprints_of(sample: Sample) -> set[str]:
     """Return the fingerprints of the image tokenizers whose codes the sample carries."""
-    return {match[1] for name in sample.members if (match := CODES.fullmatch(name))}
+    return {match[1] for name in sample.codes or sample.members if (match := CODES.fullmatch(name))}
 
 
-def codes_of(sample: Sample, reading: Reading, picture: str = "") -> Int[Tensor, "rows columns"]:
+def codes_of(
+    sample: Sample, reading: Reading, picture: str = "", random: np.random.Generator | None = None
+) -> Int[Tensor, "rows columns"]:
     """Return the codes of a picture of the sample, of the main one where none is named.
+
+    Of several views the first, which is the plain one, or any where `random` is given.
 
     Raises:
         UnfitSample: it carries none of this image tokenizer.
     """
-    data = sample.members.get(codes_name(picture, reading.fingerprint))
-    if data is None:
-        raise UnfitSample("no codes")
-    return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False).astype(np.int64))
+    name = codes_name(picture, reading.fingerprint)
+    codes = sample.codes.get(name)
+    if codes is None:
+        if name not in sample.members:
+            raise UnfitSample("no codes")
+        codes = _array_of(sample.members[name])
+    if codes.ndim == VIEWS:
+        codes = codes[0 if random is None else int(random.integers(len(codes)))]
+    return torch.from_numpy(codes.astype(np.int64))
+
+
+def _array_of(data: bytes) -> NDArray[Any]:
+    """Read an npy member; what its header says is parsed once, since thousands say the same."""
+    length = NPY + int.from_bytes(data[8:NPY], "little")
+    if data[:8] != b"\x93NUMPY\x01\0":
+        return cast(NDArray[Any], np.load(io.BytesIO(data), allow_pickle=False))
+    shape, fortran, kind = _npy_header(data[8:length])
+    flat = np.frombuffer(data, kind, offset=length, count=math.prod(shape))
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+@lru_cache(maxsize=64)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    shape, fortran, kind = np.lib.format.read_array_header_1_0(io.BytesIO(header))
+    if kind.hasobject:
+        raise ValueError("an npy member must hold numbers, got objects, which could run code; write it again")
+    return shape, fortran, kind
 
 
 def picture_bytes(sample: Sample, picture: str = "") -> bytes:
@@ -140,12 +174,16 @@ def pixels_of(
     """
     try:
         image = decode_picture(picture_bytes(sample, picture))
-        height = width = size
-        if isinstance(fit, PictureFit) and fit.kind == "area":
-            height, width = fitted_size((image.height, image.width), fit, factor)
-        return to_pixels(image, height, width, fit=fit)
     except BadPicture as error:
         raise UnfitSample(error.reason) from error
+    return to_pixels(image, *target_size(image, size, fit, factor), fit=fit)
+
+
+def target_size(image: Image.Image, size: int, fit: PictureFit | FitKind, factor: int) -> tuple[int, int]:
+    """Return the height and width in pixels that a fit brings a picture to: its own for kind "area", else `size`."""
+    if isinstance(fit, PictureFit) and fit.kind == "area":
+        return fitted_size((image.height, image.width), fit, factor)
+    return size, size
 
 
 def _looked(sample: Sample, reading: Reading, picture: str = "") -> Look | Codes:

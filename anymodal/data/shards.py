@@ -4,14 +4,16 @@ import glob
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from numpy.typing import NDArray
 
 from anymodal.data.checks import IMAGE_KEYS
 from anymodal.data.files import StagedFile
-from anymodal.data.scan import SUFFIX, scan_shard, stage_index
+from anymodal.data.scan import SUFFIX, Summary, scan_shard, stage_index
 from anymodal.data.tar import name_fault
 
 COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".lz4", ".zip")
@@ -23,12 +25,16 @@ EXTENSION = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 class Sample:
     """Hold one sample: its key and its members, extension -> bytes.
 
+    `codes` are those that do not stand among the members but in records beside the shard, by the name that they would
+    have there.
+
     >>> Sample("000", {"txt": b"a red apple"}).members["txt"]
     b'a red apple'
     """
 
     key: str
     members: Mapping[str, bytes]
+    codes: Mapping[str, NDArray[Any]] = field(default_factory=dict, compare=False)
 
 
 def write_shards(
@@ -66,15 +72,9 @@ def write_shards(
     indexes: list[StagedFile] = []
     try:
         for number, group in enumerate(_groups(samples, samples_per_shard)):
-            shards.append(StagedFile(Path(pattern % number)))
-            with shards[-1].open() as stream:
-                _write_tar(stream, group)
-            target = shards[-1].target
-            table = scan_shard(
-                shards[-1].staged, image_keys=IMAGE_KEYS, verify_pictures=not pictures_verified, name=str(target)
-            )
-            table = replace(table, summary=replace(table.summary, pictures_verified=True))
-            indexes.append(stage_index(table, target.with_name(target.name + SUFFIX)))
+            shard, index, _ = stage_shard(group, Path(pattern % number), pictures_verified=pictures_verified)
+            shards.append(shard)
+            indexes.append(index)
         if not shards:
             raise ValueError(f"shards hold at least one sample, got none for {pattern}; look at what is packed")
         for path in old:
@@ -90,6 +90,26 @@ def write_shards(
     for path in set(old) - set(written):
         path.unlink()
     return written
+
+
+def stage_shard(
+    samples: Sequence[Sample], target: Path, *, pictures_verified: bool = False
+) -> tuple[StagedFile, StagedFile, Summary]:
+    """Write a shard and its index beside their places; the caller commits both. Return them, and what the index says.
+
+    Raises ValueError as `write_shards` does; nothing is left then.
+    """
+    shard = StagedFile(target)
+    with shard.open() as stream:
+        _write_tar(stream, samples)
+    try:
+        table = scan_shard(shard.staged, image_keys=IMAGE_KEYS, verify_pictures=not pictures_verified, name=str(target))
+        summary = replace(table.summary, pictures_verified=True)
+        index = stage_index(replace(table, summary=summary), target.with_name(target.name + SUFFIX))
+    except BaseException:
+        shard.discard()
+        raise
+    return shard, index, summary
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from anymodal.data.config import DataConfig
-from anymodal.data.index import ShardIndex
+from anymodal.data.opening import open_shards
 from anymodal.data.samples import PICTURES, details_of
 from anymodal.data.sheet import contact_sheet
 from anymodal.pipeline import Pipeline
@@ -33,9 +33,7 @@ def snapshots(pipe: Pipeline, prompts: Sequence[str], asked: Sequence[Asked], fo
 
 def first_questions(data: DataConfig) -> list[Asked]:
     """Return a question about each of the first held-out pictures (training pictures where none are held out)."""
-    index = ShardIndex.open(
-        data.held_out or data.train, index_folder=data.index_folder, max_bad_fraction=data.max_bad_fraction
-    )
+    index = open_shards(data, data.held_out or data.train)
     samples = (index.read(number) for number in range(len(index)))
     fit = (each for each in samples if details_of(each).get("questions") and set(PICTURES) & set(each.members))
     found = [questions_of([sample]) for sample in islice(fit, MOST_QUESTIONS)]
