@@ -19,6 +19,7 @@ from anymodal.data.order import Order, Slot, Source
 from anymodal.data.packing import pack
 from anymodal.data.samples import Reading, UnfitSample, document_of, fingerprints_of, pixels_of
 from anymodal.learning.config import StageConfig
+from anymodal.learning.loading import WorkerLoader
 from anymodal.tokens.batch import Batch
 from anymodal.tokens.document import DocumentEncoder, TokenSequence
 from anymodal.tokens.vocabulary import Vocabulary
@@ -172,10 +173,13 @@ class StepData(pl.LightningDataModule):
     `skipped` counts what training, not validation, went without.
     """
 
-    def __init__(self, train: StepBatches, held_out: StepBatches | None, num_workers: int) -> None:
-        """Keep the data sets."""
+    def __init__(
+        self, train: StepBatches, held_out: StepBatches | None, num_workers: int, worker_timeout_s: float = 0.0
+    ) -> None:
+        """Keep the data sets; with a timeout, processes that take longer for a batch end the run."""
         super().__init__()
-        self.train, self.held_out, self.num_workers = train, held_out, num_workers
+        self.train, self.held_out = train, held_out
+        self.num_workers, self.worker_timeout_s = num_workers, worker_timeout_s
         self.skipped = Skipped()
 
     def setup(self, stage: str) -> None:
@@ -209,11 +213,8 @@ class StepData(pl.LightningDataModule):
         return [] if self.held_out is None else self._loader(self.held_out, 0)
 
     def _loader(self, dataset: StepBatches, start: int) -> DataLoader[Delivery]:
-        sampler, workers = StepSampler(start, len(dataset)), self.num_workers
-        deliveries = Deliveries(dataset)
-        return DataLoader(
-            deliveries, batch_size=None, sampler=sampler, num_workers=workers, persistent_workers=workers > 0
-        )
+        sampler = StepSampler(start, len(dataset))
+        return WorkerLoader(Deliveries(dataset), sampler, num_workers=self.num_workers, timeout_s=self.worker_timeout_s)
 
 
 def check_codes(index: ShardIndex, reading: Reading) -> None:

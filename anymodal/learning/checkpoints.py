@@ -130,9 +130,18 @@ class StepCheckpoints(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save at a step border."""
-        if trainer.global_step % self.every == 0 or trainer.should_stop or trainer.global_step >= trainer.max_steps:
+        """Save at a step border, unless a validation comes first: a run that resumes would leave it out."""
+        validates = trainer.enable_validation and (batch_idx + 1) % (trainer.val_check_batch or 1) == 0
+        if self._is_due(trainer) and not validates:
             self.save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what waited for the validation of its step."""
+        if self._is_due(trainer):
+            self.save(trainer)
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        return trainer.global_step % self.every == 0 or trainer.should_stop or trainer.global_step >= trainer.max_steps
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save now and remove what is older than the newest two."""

@@ -22,6 +22,7 @@ from anymodal.learning.callbacks import ProgressLines, StopAtBorder, callbacks_f
 from anymodal.learning.checkpoints import DurableCheckpointIO, newest, step_of
 from anymodal.learning.config import RunConfig
 from anymodal.learning.distributed import processes_of, strategy_of
+from anymodal.learning.loading import explained
 
 STOPPED = 75
 
@@ -41,6 +42,7 @@ def fit(
 
     Raises:
         ValueError: the processes do not fit the run.
+        OSError: a process that prepares batches has died or hangs, or the disk is full.
     """
     devices, nodes = processes_of(run)
     strategy = strategy_of(run, devices * nodes)
@@ -79,7 +81,7 @@ def fit(
         gradient_clip_val=None,
     )
     assert isinstance(stop, StopAtBorder), "the first callback listens for signals"
-    with warnings.catch_warnings(), stop.restored():
+    with warnings.catch_warnings(), stop.restored(), explained():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         try:

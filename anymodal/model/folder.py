@@ -1,7 +1,5 @@
 """A model folder on disk: everything that one needs to sample, whole or not at all."""
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ from anymodal.model.unified import AnyModal
 from anymodal.tokens.config import ChatTemplate, PictureLayout
 from anymodal.tokens.document import DocumentEncoder
 from anymodal.tokens.files import MAX_SIDE_BYTES, check_within, read_bytes
+from anymodal.tokens.folders import staged_folder
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.tensors import TensorFiles
 from anymodal.tokens.text import TextTokenizer
@@ -71,18 +70,10 @@ class ModelFolder:
         Raises:
             OSError: the disk is full or read-only.
         """
-        folder = Path(folder)
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-        try:
+        with staged_folder(Path(folder)) as partial:
             self._write(partial)
-            _replace_folder(partial, folder)
-        except OSError as error:
-            raise OSError(f"could not save {folder} ({error}); free some space and save again.") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
     def _write(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
         save_weights(self.model.state_dict(), folder)
         self.image_tokenizer.save_pretrained(folder / "image_tokenizer")
         self.text_tokenizer.save(folder / "tokenizer.json")
@@ -168,18 +159,3 @@ def _read_origin(folder: Path) -> Origin:
     files = {path.name: read_bytes(path, MAX_SIDE_BYTES) for path in beside}
     unused = dict(TensorFiles.of_folder(folder)) if (folder / WEIGHTS).is_file() else {}
     return Origin(layout=stored["layout"], config=stored["config"], files=files, unused=unused)
-
-
-def _replace_folder(source: Path, target: Path) -> None:
-    before = target.with_name(f".{target.name}.{os.getpid()}.before")
-    if target.exists():
-        if any(target.iterdir()) and not (target / "config.json").is_file():
-            raise ValueError(f"{target} is no model folder and is not empty; save into a new folder.")
-        target.rename(before)
-    try:
-        source.rename(target)
-    except OSError:
-        if before.exists():
-            before.rename(target)
-        raise
-    shutil.rmtree(before, ignore_errors=True)

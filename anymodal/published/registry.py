@@ -1,12 +1,11 @@
 """Which published layouts there are, and which one a folder has."""
 
-import os
-import shutil
 from pathlib import Path
 
 from anymodal.model.folder import ModelFolder
 from anymodal.published import chameleon, chameleon_meta, emu3, janus, janus_original, llamagen
 from anymodal.published.layout import Layout, PublishedFolder
+from anymodal.tokens.folders import staged_folder
 from anymodal.tokens.image import ImageTokenizer
 
 LAYOUTS: dict[str, Layout] = {
@@ -78,14 +77,5 @@ def save_published(parts: ModelFolder, folder: Path, layout: str) -> None:
         raise ValueError(f"models are read from the layout {layout!r}, not written in it; save without a layout.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; export into a new folder.")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
+    with staged_folder(folder) as partial:
         write(parts, partial)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except OSError as error:
-        raise OSError(f"could not save {folder} ({error}); free some space and save again.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

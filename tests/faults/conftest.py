@@ -1,14 +1,14 @@
-"""Model folders to break, and a process that loads what is left of them."""
+"""Model folders to break, runs to harm, and processes that load the ones and start the others."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -92,3 +92,87 @@ def refuse(load: Callable[..., Outcome]) -> Callable[..., None]:
         assert not list(folder.parent.rglob("owned")), "code was run"
 
     return check
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command line ended: its exit code (negative: a signal), what it wrote, whether processes outlived it."""
+
+    code: int
+    log: str
+    seconds: float
+    left: bool
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Run command lines of a tiny training run, each in a process group of its own, harmed as asked."""
+
+    ends: tuple[IO[str], IO[str]]
+    words: Sequence[str]
+
+    def __call__(self, out: Path, *words: str, diary: bool = False, **fault: Any) -> Ended:
+        asked = {"words": [*self.words, "--out", str(out), *words], "fault": fault, "diary": ""}
+        if diary:
+            out.mkdir(parents=True, exist_ok=True)
+            asked["diary"] = str(out / "diary.jsonl")
+        return Ended(**self.ask(asked))
+
+    def ask(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        self.ends[0].write(json.dumps(asked) + "\n")
+        self.ends[0].flush()
+        answer: dict[str, Any] = json.loads(self.ends[1].readline())
+        return answer
+
+
+@pytest.fixture(scope="session")
+def numbered(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Write the toy's samples anew, such that every document of every task tells the number of its sample."""
+    from anymodal.data.index import ShardIndex
+    from anymodal.data.shards import Sample, write_shards
+
+    folder, index = tmp_path_factory.mktemp("numbered"), ShardIndex.open(toy.coded)
+    samples = []
+    for number in range(len(index)):
+        members = dict(index.read(number).members)
+        asked = [{"question": f"q {number} .", "answer": "yes"}]
+        members |= {"txt": f"n {number} .".encode(), "json": json.dumps({"questions": asked}).encode()}
+        samples.append(Sample(f"{number:03d}", members))
+    write_shards(samples, f"{folder}/%06d.tar", samples_per_shard=5)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def programs(toy: Any, numbered: str, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+    """Start the process that forks runs: packing, a mixture, dropout, validation, an average, steps in pieces."""
+    words = [
+        *("train", "pretrain", "--data.train", numbered, "--data.held_out", numbered, "--data.num_workers", "0"),
+        *("--text_tokenizer", str(toy.text_tokenizer), "--image_tokenizer", str(toy.image_tokenizer)),
+        *("--model.transformer.dim", "32", "--model.transformer.depth", "2", "--model.transformer.num_heads", "2"),
+        *("--model.transformer.num_kv_heads", "1", "--model.transformer.head_dim", "16"),
+        *("--model.transformer.hidden_dim", "64", "--model.transformer.dropout", "0.1"),
+        *("--model.understanding.image_size", "16", "--model.understanding.dim", "16"),
+        *("--model.understanding.num_heads", "2", "--model.understanding.depth", "1"),
+        *("--stage.seq_len", "256", "--stage.prompt_dropout", "0", "--stage.code_noise", "0.3"),
+        *("--stage.ratios.draw", "0.4", "--stage.ratios.answer", "0.4", "--stage.ratios.text", "0.2"),
+        *("--run.batch_size", "10", "--run.accumulate", "2", "--run.ema_decay", "0.5", "--run.precision", "float32"),
+        *("--run.log_every", "1", "--run.checkpoint_every", "2", "--run.steps", "12"),
+        *("--run.validate_every", "4", "--run.validation_steps", "1", "--optimizer.warmup_steps", "2"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, str(root / "tests" / "faults" / "runner.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None, "both are pipes"
+    made = Programs((process.stdin, process.stdout), words)
+    out = tmp_path_factory.mktemp("warm")
+    made.ask({"warm": True, "words": [*words, "--out", str(out), "--run.steps", "2", "--run.validate_every", "2"]})
+    yield made
+    process.kill()
+    process.wait()
+    for end in made.ends:
+        end.close()

@@ -66,7 +66,7 @@ def test_orphans_are_swept(tmp_path: Path) -> None:
 
 def test_two_are_kept_and_a_damaged_one_is_written_again(tmp_path: Path) -> None:
     callback = StepCheckpoints(tmp_path, every=2)
-    trainer = Mock(spec=pl.Trainer, max_steps=7, is_global_zero=True)
+    trainer = Mock(spec=pl.Trainer, max_steps=7, is_global_zero=True, enable_validation=False)
     trainer.save_checkpoint = lambda path: IO.save_checkpoint({}, path)
     saved = []
     for step in range(1, 8):
@@ -78,6 +78,22 @@ def test_two_are_kept_and_a_damaged_one_is_written_again(tmp_path: Path) -> None
     cut(path)
     callback.save(trainer)
     assert is_whole(path)
+
+
+def test_a_validation_of_the_same_step_comes_first(tmp_path: Path) -> None:
+    """Or a run that resumes there would leave it out, and its best model with it."""
+    callback = StepCheckpoints(tmp_path, every=2)
+    trainer = Mock(spec=pl.Trainer, max_steps=9, is_global_zero=True, should_stop=False, enable_validation=True)
+    trainer.save_checkpoint = lambda path: IO.save_checkpoint({}, path)
+    trainer.val_check_batch = 4
+    saved = []
+    for step in range(1, 5):
+        trainer.global_step = step
+        callback.on_train_batch_end(trainer, pl.LightningModule(), None, None, step - 1)
+        saved.append([step_of(path) for path in sorted(tmp_path.glob("*.ckpt"))])
+    assert saved == [[], [2], [2], [2]]
+    callback.on_validation_end(trainer, pl.LightningModule())
+    assert newest(tmp_path) == tmp_path / "step-00000004.ckpt"
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,148 @@
+"""Kill runs anywhere, stop them, resume them with other workers: every loss and every weight is as if nothing was."""
+
+import csv
+import hashlib
+import itertools
+import json
+import random
+import re
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anymodal.tokens.text import TextTokenizer
+
+CLOCKS = {"tokens_per_second", "data_wait_share"}
+EPOCH_STEPS = 12  # of the text task, which sees 2 of 24 samples a step
+TASKS = {"draw": 4, "answer": 4, "text": 2}
+ORPHANS = (".partial", ".before")
+
+
+def logged(out: Path) -> list[dict[str, str]]:
+    """Return all that was logged, without what a clock gave."""
+    with (out / "logs" / "metrics.csv").open(newline="") as file:
+        rows = [
+            {key: value for key, value in row.items() if value and key not in CLOCKS} for row in csv.DictReader(file)
+        ]
+    return sorted(rows, key=lambda row: (int(row["step"]), sorted(row)))
+
+
+def weights(out: Path) -> str:
+    return hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def diary(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "diary.jsonl").read_text().splitlines()]
+
+
+def seen(out: Path, text: TextTokenizer) -> dict[str, list[list[int]]]:
+    """Return the samples that each task saw in every step that counted: the last time that it was begun."""
+    steps = {entry["step"]: entry["documents"] for entry in diary(out)}
+    found: dict[str, list[list[int]]] = {task: [] for task in TASKS}
+    names = {number: name for name, number in text.specials.items()}
+    for _, documents in sorted(steps.items()):
+        told = {task: list[int]() for task in TASKS}
+        for ids in documents:
+            words = text.decode([number for number in ids if number < text.vocab_size and number not in names])
+            number = re.search(r"[nq] (\d+) \.", words)
+            assert number is not None, words
+            drawn = any(each >= text.vocab_size for each in ids)
+            told["draw" if drawn else "answer" if "q " in words else "text"].append(int(number[1]))
+        for task, numbers in told.items():
+            found[task].append(numbers)
+    return found
+
+
+def orphans(out: Path) -> list[str]:
+    return sorted(path.name for path in out.rglob("*") if path.name.endswith(ORPHANS))
+
+
+def assert_same(out: Path, whole: Path) -> None:
+    """Check that a run that was harmed came to what the one that was not came to."""
+    assert logged(out) == logged(whole)
+    assert weights(out) == weights(whole)
+    assert orphans(out) == []
+    given = {entry["step"]: entry["digest"] for entry in diary(whole)}
+    assert all(entry["digest"] == given[entry["step"]] for entry in diary(out)), "each attempt sees the same batches"
+    assert {entry["step"] for entry in diary(out)} == set(given)
+
+
+@pytest.fixture(scope="module")
+def steps(long: bool) -> int:
+    return (6 if long else 2) * EPOCH_STEPS
+
+
+@pytest.fixture(scope="module")
+def whole(programs: Any, steps: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run what nobody harms."""
+    out = tmp_path_factory.mktemp("whole")
+    ended = programs(out, "--run.steps", str(steps), diary=True)
+    assert ended.code == 0, ended.log
+    return out
+
+
+def test_each_sample_comes_once_an_epoch(whole: Path, toy: Any, steps: int) -> None:
+    found = seen(whole, TextTokenizer.load(toy.text_tokenizer))
+    for task, share in TASKS.items():
+        numbers = list(itertools.chain(*found[task]))
+        assert len(numbers) == share * steps
+        epochs = [numbers[start : start + 24] for start in range(0, len(numbers), 24)]
+        assert all(sorted(epoch) == list(range(24)) for epoch in epochs), task
+        assert len({tuple(epoch) for epoch in epochs}) == len(epochs), "epochs differ in their order"
+
+
+def fault(choice: random.Random, number: int, folder: Path) -> dict[str, Any]:
+    """Choose where to kill: anywhere in time, within a file that is written, or between two operations on files."""
+    kinds: list[dict[str, Any]] = [
+        {"kind": "kill", "delay_s": choice.uniform(0, 0.1)},
+        {"kind": "kill_in_file", "bytes": choice.randrange(20_000, 900_000)},
+        {"kind": "kill", "delay_s": choice.uniform(0, 0.1)},
+        {"kind": "kill_at_operation", "number": choice.randrange(25), "folder": str(folder)},
+    ]
+    return {"after": choice.randrange(3), **kinds[number % 4]}
+
+
+def test_kills_change_nothing(programs: Any, whole: Path, tmp_path: Path, steps: int, long: bool) -> None:
+    count, choice = 50 if long else 20, random.Random(0)
+    killed: Counter[str] = Counter()
+    in_epoch: Counter[tuple[str, int]] = Counter()
+    runs = (tmp_path / str(number) for number in itertools.count())
+    out = next(runs)
+    for number in itertools.count():
+        harm = fault(choice, number, out) if killed.total() < count else {}
+        workers = (0, 2, 0, 4)[number // 4 % 4]
+        ended = programs(out, "--run.steps", str(steps), "--data.num_workers", str(workers), diary=True, **harm)
+        assert not ended.left, ended.log
+        if ended.code == 0:  # it came to its end before it was hit
+            assert_same(out, whole)
+            if killed.total() >= count:
+                break
+            out = next(runs)
+            continue
+        assert ended.code < 0, ended.log
+        killed[harm["kind"]] += 1
+        in_epoch[str(out), diary(out)[-1]["step"] // EPOCH_STEPS] += 1
+    print(dict(killed), "kills;", max(in_epoch.values()), "of them in one epoch")
+    assert min(killed.values()) >= count // 5
+    assert max(in_epoch.values()) >= 5
+
+
+def test_a_stop_is_exact_with_any_number_of_workers(programs: Any, whole: Path, tmp_path: Path, steps: int) -> None:
+    told = [(2, "tell_all", signal.SIGTERM), (4, "tell_all", signal.SIGINT), (0, "tell", signal.SIGTERM)]
+    reached = 0
+    for workers, kind, number in told:
+        words = ["--run.steps", str(steps), "--data.num_workers", str(workers)]
+        ended = programs(tmp_path, *words, diary=True, after=2, kind=kind, signal=int(number))
+        assert ended.code == (130 if number == signal.SIGINT else 75), ended.log
+        assert "stopped; the same command resumes" in ended.log
+        assert ended.log.count("stopping at the end of this step") == 1, "the workers leave it to their parent"
+        assert not ended.left
+        reached += 3  # the signal came within the third step
+        newest = max(path.name for path in (tmp_path / "checkpoints").glob("*.ckpt"))
+        assert newest == f"step-{reached:08d}.ckpt"
+    ended = programs(tmp_path, "--run.steps", str(steps), "--data.num_workers", "2", diary=True)
+    assert ended.code == 0, ended.log
+    assert_same(tmp_path, whole)
