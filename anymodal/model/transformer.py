@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -155,6 +156,10 @@ class Block(nn.Module):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
+Through = Callable[[Block, Tensor, Tensor, Segments | CacheStep | None], Tensor]
+"""Passes hidden states through a block, as the block itself would."""
+
+
 class Transformer(nn.Module):
     """A stack of blocks between embeddings and heads.
 
@@ -169,6 +174,7 @@ class Transformer(nn.Module):
         self.config = config
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.through: Through | None = None  # how a training passes a block, where it compiles or computes it again
         for name, parameter in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 nn.init.normal_(parameter, std=0.02 / (2 * config.depth) ** 0.5)
@@ -184,8 +190,9 @@ class Transformer(nn.Module):
         """Return normalised hidden states; `context` None means that every row is one document."""
         rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
         rotary = rotary[:, :, :, None].to(torch.promote_types(x.dtype, torch.float32))
+        through = self.through if torch.is_grad_enabled() else None
         for block in self.blocks:
-            x = block(x, rotary, context)
+            x = block(x, rotary, context) if through is None else through(cast(Block, block), x, rotary, context)
         return self.norm(x)
 
 
