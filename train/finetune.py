@@ -35,6 +35,7 @@ def main(
         prompts: what is drawn every run.sample_every steps, beside answers about held-out pictures.
         allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
     """
+    from anymodal.learning.distributed import is_first
     from anymodal.learning.unified_run import train_unified
     from anymodal.pipeline import from_pretrained
     from anymodal.scoring.showing import first_questions, snapshots
@@ -42,5 +43,6 @@ def main(
     pipe = from_pretrained(model, device="cpu", dtype="float32", allow_pickle=allow_pickle)
     show = snapshots(pipe, prompts, first_questions(data), out / "samples") if run.sample_every else None
     code = train_unified(pipe.parts, data=data, stage=stage, optimizer=optimizer, run=run, out=out, show=show)
-    print(f"{out / 'model'}: {run.steps} steps" if code == 0 else f"{out}: stopped; the same command resumes")
+    if is_first():
+        print(f"{out / 'model'}: {run.steps} steps" if code == 0 else f"{out}: stopped; the same command resumes")
     return code

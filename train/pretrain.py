@@ -50,6 +50,7 @@ def main(
     import torch
 
     from anymodal.configuration import to_dict
+    from anymodal.learning.distributed import is_first
     from anymodal.learning.unified_run import new_model, train_unified
     from anymodal.pipeline import Pipeline
     from anymodal.scoring.showing import first_questions, snapshots
@@ -59,5 +60,6 @@ def main(
     parts.generation = to_dict(generation)
     show = snapshots(Pipeline(parts), prompts, first_questions(data), out / "samples") if run.sample_every else None
     code = train_unified(parts, data=data, stage=stage, optimizer=optimizer, run=run, out=out, show=show)
-    print(f"{out / 'model'}: {run.steps} steps" if code == 0 else f"{out}: stopped; the same command resumes")
+    if is_first():
+        print(f"{out / 'model'}: {run.steps} steps" if code == 0 else f"{out}: stopped; the same command resumes")
     return code

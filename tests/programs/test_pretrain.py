@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +8,8 @@ import pytest
 
 from anymodal.__main__ import main
 from anymodal.pipeline import from_pretrained
+
+ROOT = Path(__file__).parents[2]
 
 SHAPE = [
     *("--model.transformer.dim", "32", "--model.transformer.depth", "1", "--model.transformer.num_heads", "2"),
@@ -40,3 +45,24 @@ def test_shards_without_codes_end_with_code_2(toy: Any, tmp_path: Path, capsys: 
     assert main(words) == 2
     assert "the shards carry no codes" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "devices"])
+def test_two_processes_write_one_model(toy: Any, tmp_path: Path, launcher: str) -> None:
+    words = ["train", "pretrain", "--data.train", toy.coded, "--out", str(tmp_path / "run"), *SHAPE]
+    words += ["--text_tokenizer", str(toy.text_tokenizer), "--image_tokenizer", str(toy.image_tokenizer)]
+    words += ["--prompts", '["a dog"]', "--run.steps", "2", "--run.strategy", "fsdp"]
+    start = [sys.executable, "-m", "anymodal"]
+    if launcher == "torchrun":
+        start[1:1] = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    else:
+        words += ["--run.devices", "2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*start, *words], env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'run' / 'model'}: 2 steps\n"
+    assert done.stderr.count("parameters, of which") == 1, done.stderr
+    assert from_pretrained(tmp_path / "run" / "model").generate_image("a dog")[0].size == (16, 16)
+    assert (tmp_path / "run" / "samples" / "step-00000002.png").is_file()
