@@ -12,10 +12,13 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
 from anymodal.learning.checkpoints import StepCheckpoints
 from anymodal.learning.distributed import max_over_ranks
-from anymodal.learning.objective import Objective
+from anymodal.learning.flops import StepFlops, peak_flops
+from anymodal.learning.objective import Objective, UnifiedObjective
+from anymodal.learning.optimizer import rate_at
 
 log = logging.getLogger(__name__)
 
@@ -70,16 +73,22 @@ class StopAtBorder(pl.Callback):
 
 
 class Speed(pl.Callback):
-    """Log tokens a second and the share of time that training waited for data."""
+    """Log tokens a second of all processes, the share of time that training waited for data, and MFU."""
 
     def __init__(self) -> None:
         """Start the clocks."""
         self._last_end = time.perf_counter()
         self._waited = self._total = 0.0
         self._tokens = 0
+        self._cost: StepFlops | None = None
+        self._peak = 0.0
+        self._flops = torch.zeros((), dtype=torch.float64)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave out what came before the first step."""
+        """Learn what the device can do, and leave out what came before the first step."""
+        if isinstance(pl_module, UnifiedObjective):
+            dtype = torch.bfloat16 if str(trainer.precision).startswith("bf16") else torch.float32
+            self._cost, self._peak = StepFlops.of(pl_module.model), peak_flops(pl_module.device, dtype)
         self._last_end = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -100,12 +109,50 @@ class Speed(pl.Callback):
         self._total += now - self._last_end
         self._last_end = now
         self._tokens += getattr(batch, "num_tokens", 0) or len(batch.ids if hasattr(batch, "ids") else batch)
+        if self._cost is not None:
+            flops = self._cost.of_batch(batch, cast(UnifiedObjective, pl_module).model.code_of)
+            self._flops = self._flops.to(flops.device) + flops
         if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0 and self._total > 0:
             unit = "tokens_per_second" if hasattr(batch, "num_tokens") else "pictures_per_second"
-            pl_module.log(unit, self._tokens / self._total, prog_bar=True)
-            pl_module.log("data_wait_share", self._waited / self._total)
+            pl_module.log(unit, self._tokens * trainer.world_size / self._total, prog_bar=True)
+            pl_module.log("data_wait_share", self._waited / self._total, prog_bar=True)
+            if self._cost is not None:
+                pl_module.log("mfu", float(self._flops) / self._total / self._peak, prog_bar=True)
             self._waited = self._total = 0.0
             self._tokens = 0
+            self._flops.zero_()
+
+
+class Gauges(pl.Callback):
+    """Log learning rates, samples skipped so far by reason, and how many codes training reads (perplexity)."""
+
+    def __init__(self) -> None:
+        """Count from zero."""
+        self._codes: Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the codes of a batch, and log at intervals."""
+        unified = pl_module if isinstance(pl_module, UnifiedObjective) else None
+        if unified is not None:
+            codes = unified.model.code_of[batch.ids].flatten()
+            if self._codes is None:
+                self._codes = torch.zeros(len(unified.model.image_ids), device=codes.device)
+            self._codes.scatter_add_(0, codes.clamp(min=0), (codes >= 0).to(self._codes.dtype))
+        if trainer.global_step % cast(Any, trainer).log_every_n_steps or not isinstance(pl_module, Objective):
+            return
+        config = pl_module.optimizer_config
+        rate = config.learning_rate * rate_at(trainer.global_step - 1, config, pl_module.run.steps)
+        pl_module.log("learning_rate", rate)
+        for part, factor in unified.stage.rates.items() if unified is not None else ():
+            pl_module.log(f"learning_rate_{part}", rate * factor)
+        for reason, count in cast(Any, trainer).datamodule.skipped.items():
+            pl_module.log(f"skipped_{reason.replace(' ', '_')}", float(count))
+        if self._codes is not None:
+            share = self._codes / self._codes.sum().clamp(min=1)
+            pl_module.log("codebook_perplexity", torch.special.entr(share).sum().exp())
+            self._codes.zero_()
 
 
 class ProgressLines(pl.Callback):
@@ -185,5 +232,5 @@ class Showing(pl.Callback):
 
 
 def callbacks_for(folder: Path, every: int) -> list[pl.Callback]:
-    """Return what every run has: stop at a border, speed, checkpoints (in this order)."""
-    return [StopAtBorder(), Speed(), StepCheckpoints(folder, every)]
+    """Return what every run has: stop at a border, speed, gauges, checkpoints (in this order)."""
+    return [StopAtBorder(), Speed(), Gauges(), StepCheckpoints(folder, every)]

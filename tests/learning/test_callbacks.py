@@ -1,3 +1,4 @@
+import csv
 import signal
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from anymodal.learning.callbacks import Best, ProgressLines, Showing, Speed, StopAtBorder, callbacks_for
+from anymodal.learning.callbacks import Best, Gauges, ProgressLines, Showing, Speed, StopAtBorder, callbacks_for
 from anymodal.learning.checkpoints import StepCheckpoints
+from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
+from anymodal.learning.objective import Objective
+from anymodal.learning.unified_run import train_unified
 
 
 def trainer_at(step: int, **attributes: Any) -> Any:
-    defaults = {"global_step": step, "max_steps": 10, "should_stop": False, "is_global_zero": True}
+    defaults = {"global_step": step, "max_steps": 10, "should_stop": False, "is_global_zero": True, "world_size": 1}
     return Mock(spec=pl.Trainer, **{**defaults, **attributes})
 
 
@@ -53,6 +57,34 @@ def test_speed_leaves_validation_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert logged == {"pictures_per_second": 12 / 8, "data_wait_share": 1 / 8}
 
 
+def test_a_run_logs_its_rates_its_speed_and_what_it_skips(toy: Any, tmp_path: Path) -> None:
+    stage = StageConfig(seq_len=256, rates={"understanding": 0.5})
+    run = RunConfig(steps=4, batch_size=6, log_every=2, validate_every=0, precision="float32")
+    optimizer = OptimizerConfig(learning_rate=0.01, warmup_steps=0, schedule="constant")
+    parts = toy.parts()
+    assert train_unified(parts, data=toy.data, stage=stage, optimizer=optimizer, run=run, out=tmp_path) == 0
+    with (tmp_path / "logs" / "metrics.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["mfu"]]
+    assert len(rows) == 2
+    for row in rows:
+        assert float(row["learning_rate"]) == pytest.approx(0.01)
+        assert float(row["learning_rate_understanding"]) == pytest.approx(0.005)
+        assert float(row["tokens_per_second"]) > 0
+        assert 0 <= float(row["data_wait_share"]) <= 1
+        assert 0 < float(row["mfu"]) < 1
+        assert float(row["gradient_norm"]) > 0
+        assert 1 < float(row["codebook_perplexity"]) <= 16
+
+
+def test_skipped_samples_are_logged_by_reason() -> None:
+    module, logged = Objective(OptimizerConfig(), RunConfig(steps=100)), dict[str, float]()
+    module.log = lambda name, value, **_: logged.update({name: value})  # type: ignore[method-assign]
+    for step in (1, 2):
+        trainer = trainer_at(step, log_every_n_steps=2, datamodule=Mock(skipped={"no codes": 3 * step}))
+        Gauges().on_train_batch_end(trainer, module, None, torch.zeros(1), 0)
+    assert logged == {"skipped_no_codes": 6.0, "learning_rate": pytest.approx(1e-3 * 2 / 50)}
+
+
 def test_the_lowest_loss_is_kept_over_a_resume() -> None:
     saved: list[float] = []
     best, module = Best(lambda _, loss: saved.append(loss)), pl.LightningModule()
@@ -69,7 +101,7 @@ def test_the_lowest_loss_is_kept_over_a_resume() -> None:
 
 
 def test_showing_leaves_no_trace() -> None:
-    module, shown = pl.LightningModule(), list[int]()
+    module, shown = Objective(OptimizerConfig(), RunConfig()), list[int]()
 
     def show(step: int) -> None:
         assert not module.training
