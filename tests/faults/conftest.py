@@ -163,7 +163,6 @@ def programs(toy: Any, numbered: str, root: Path, tmp_path_factory: pytest.TempP
         [sys.executable, str(root / "tests" / "faults" / "runner.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         text=True,
     )
