@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-NAMES = ("sampling", "peers", "ours", "figures", "speculation")
+NAMES = ("sampling", "peers", "ours", "figures", "speculation", "training")
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +113,18 @@ def test_speculation_saves_passes(programs: dict[str, ModuleType], tmp_path: Pat
         assert row["passes"] == 64 if row["engine"] == "none" else row["passes"] < 40
         assert row["equal"] == 1.0 or row["engine"].startswith("accept")
     assert readme.read_text().count("| jacobi, window 16 |") == 3
+
+
+def test_training_computes_the_loss_of_transformers(programs: dict[str, ModuleType], tmp_path: Path) -> None:
+    out, readme = tmp_path / "training.json", tmp_path / "README.md"
+    readme.write_text("<!-- training:begin --><!-- training:end -->")
+    programs["training"].main(["--quick", "--out", str(out), "--readme", str(readme)])
+    found = json.loads(out.read_text())
+    (steps,) = found["steps"].values()
+    for rows in steps["rows"].values():
+        assert set(rows["steps"]) == {"transformers", "anymodal", "anymodal, activations computed again"}
+        losses = [step["loss"] for step in rows["steps"].values()]
+        assert losses == pytest.approx(losses[:1] * len(losses), rel=1e-5)
+        assert rows["flops"] > 0
+    assert list(found["heads"]["toy"]["heads"])[0] == "full logits"
+    assert readme.read_text().count("| packed documents | anymodal |") == 1
