@@ -57,8 +57,8 @@ def processes_of(run: RunConfig) -> tuple[int, int]:
     return local, nodes
 
 
-def strategy_of(run: RunConfig, world: int) -> Strategy | str:
-    """Return how processes share the work.
+def strategy_of(run: RunConfig, world: int, *, one_backward: bool = True) -> Strategy | str:
+    """Return how processes share the work; `one_backward` says that every backward pass of a step reaches all weights.
 
     Raises:
         ValueError: the run asks for what sharded weights do not have.
@@ -67,7 +67,7 @@ def strategy_of(run: RunConfig, world: int) -> Strategy | str:
         if run.ema_decay:
             raise ValueError("run.ema_decay needs whole weights in every process; set it to 0, or run.strategy to ddp.")
         return ShardedStrategy(world)
-    return DDPStrategy() if world > 1 else "auto"
+    return DDPStrategy(find_unused_parameters=not one_backward) if world > 1 else "auto"
 
 
 class ShardedStrategy(ModelParallelStrategy):

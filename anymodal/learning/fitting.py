@@ -45,7 +45,7 @@ def fit(
         OSError: a process that prepares batches has died or hangs, or the disk is full.
     """
     devices, nodes = processes_of(run)
-    strategy = strategy_of(run, devices * nodes)
+    strategy = strategy_of(run, devices * nodes, one_backward=objective.automatic_optimization)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     folder = out / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunConfig
+from anymodal.learning.distributed import sum_over_ranks
 from anymodal.learning.objective import Objective, clip_or_drop
 from anymodal.learning.optimizer import rate_at
 from anymodal.tokens.image import ImageTokenizer
@@ -65,6 +66,11 @@ class ImageTokenizerObjective(Objective):
         self.automatic_optimization = self.discriminator is None
         self.register_buffer("usage", torch.zeros(tokenizer.codebook_size), persistent=False)
 
+    def setup(self, stage: str) -> None:
+        """Join the codebooks of all processes, which know each other by now."""
+        if self.trainer.world_size > 1:
+            self.tokenizer.quantizer.learn_together()
+
     def configure_optimizers(self) -> Any:
         """Build one optimizer, and a second one for the discriminator where there is one."""
         if self.discriminator is None:
@@ -84,7 +90,7 @@ class ImageTokenizerObjective(Objective):
         result = self.tokenizer(batch)
         loss = self._reconstruction(batch, result.pixels) + self.losses.codebook_weight * result.codebook_loss
         self._log_step(batch, result.pixels, result.codes)
-        self.log("train_loss", loss.detach(), prog_bar=True)
+        self.log("train_loss", loss.detach(), prog_bar=True, sync_dist=True)
         if self.discriminator is None:
             return loss
         self._adversarial_step(batch, result.pixels, loss)
@@ -93,8 +99,9 @@ class ImageTokenizerObjective(Objective):
     def validation_step(self, batch: Float[Tensor, "b 3 h w"], batch_idx: int) -> None:
         """Log the quality of held-out pictures."""
         pixels = self.tokenizer.decode(self.tokenizer.encode(batch))
-        self.log("held_out_loss", self._reconstruction(batch, pixels), batch_size=len(batch))
-        self.log("held_out_psnr", psnr(batch, pixels).mean(), prog_bar=True, batch_size=len(batch))
+        count = len(batch)
+        self.log("held_out_loss", self._reconstruction(batch, pixels), batch_size=count, sync_dist=True)
+        self.log("held_out_psnr", psnr(batch, pixels).mean(), prog_bar=True, batch_size=count, sync_dist=True)
 
     def _reconstruction(self, real: Tensor, drawn: Tensor) -> Float[Tensor, ""]:
         loss = (
@@ -129,19 +136,19 @@ class ImageTokenizerObjective(Objective):
         self.manual_backward(hinge)
         clip_or_drop(critic, self.optimizer_config.gradient_clip)
         critic.optimizer.step()  # below Lightning's wrapper, which would count a second step of the run
-        self.log("discriminator_loss", hinge.detach())
+        self.log("discriminator_loss", hinge.detach(), sync_dist=True)
         for schedule in cast(Any, self.lr_schedulers()):
             schedule.step()
 
     @torch.no_grad()
     def _log_step(self, real: Tensor, drawn: Tensor, codes: Int[Tensor, "b rows columns"]) -> None:
         self.usage *= 0.98
-        self.usage += torch.bincount(codes.flatten(), minlength=len(self.usage))
+        self.usage += sum_over_ranks(torch.bincount(codes.flatten(), minlength=len(self.usage)))
         share = self.usage / self.usage.sum()
         perplexity = torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
         self.log("codebook_perplexity", perplexity)
         self.log("codebook_used", (share > 0).float().mean())
-        self.log("train_psnr", psnr(real, drawn).mean(), prog_bar=True)
+        self.log("train_psnr", psnr(real, drawn).mean(), prog_bar=True, sync_dist=True)
         if perplexity < COLLAPSED_SHARE * len(share) and self.global_step == max(SETTLED_STEPS, self.run.steps // 2):
             log.warning(
                 "the codebook collapses: perplexity %.0f of %d codes; lower the rate or raise dead_code_threshold.",

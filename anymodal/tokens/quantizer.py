@@ -56,6 +56,13 @@ class Quantizer(nn.Module):
             return F.embedding(codes, cast(Tensor, self.codebook.codebook))
         return cast(Any, self.codebook).indices_to_codes(codes)
 
+    def learn_together(self) -> None:
+        """Let a codebook that is a moving average count the vectors of all processes, which must know each other."""
+        if self.config.kind in ("vq", "l2-vq") and self.config.codebook_update == "average":
+            shared = _imported_codebook(self.config, together=True).train(self.training)
+            shared.load_state_dict(self.codebook.state_dict())
+            self.codebook = shared.to(cast(Tensor, self.codebook.codebook).device)
+
     def _widened(self, vectors: Float[Tensor, "b n width"]) -> Float[Tensor, "b n c"]:
         if isinstance(self.project_out, nn.Linear):
             vectors = vectors.to(self.project_out.weight.dtype)
@@ -116,7 +123,7 @@ def _codebook(config: QuantizerConfig) -> nn.Module:
         return _imported_codebook(config)
 
 
-def _imported_codebook(config: QuantizerConfig) -> nn.Module:
+def _imported_codebook(config: QuantizerConfig, *, together: bool = False) -> nn.Module:
     import vector_quantize_pytorch as vqp  # noqa: PLC0415  (it costs a second; only tokenizers need it)
 
     if config.kind == "fsq":
@@ -141,6 +148,7 @@ def _imported_codebook(config: QuantizerConfig) -> nn.Module:
         commitment_weight=config.commitment_weight,
         threshold_ema_dead_code=config.dead_code_threshold,
         kmeans_init=False,
+        sync_codebook=together,
     )
 
 

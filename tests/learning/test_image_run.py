@@ -15,9 +15,12 @@ from anymodal.tokens.image_config import ImageTokenizerConfig, QuantizerConfig
 RUN = RunConfig(steps=4, batch_size=4, precision="float32", log_every=1, validate_every=2, checkpoint_every=2)
 
 
-def train(toy: Any, out: Path, run: RunConfig = RUN, **losses: Any) -> ImageTokenizer:
+VQ = QuantizerConfig(kind="l2-vq", codebook_size=16, codebook_dim=4)
+FSQ = QuantizerConfig(kind="fsq", codebook_size=16, levels=(4, 4))
+
+
+def train(toy: Any, out: Path, run: RunConfig = RUN, quantizer: QuantizerConfig = VQ, **losses: Any) -> ImageTokenizer:
     torch.manual_seed(0)
-    quantizer = QuantizerConfig(kind="l2-vq", codebook_size=16, codebook_dim=4)
     tokenizer = ImageTokenizer(
         ImageTokenizerConfig(channels=(8,), norm_groups=4, blocks=1, latent_channels=8, quantizer=quantizer)
     )
@@ -68,3 +71,29 @@ def test_a_size_that_does_not_fit_is_refused(toy: Any, tmp_path: Path) -> None:
             run=RUN,
             out=tmp_path,
         )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a process that may have started CUDA does not fork")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("quantizer", "losses", "tolerance"),
+    [
+        (FSQ, {}, 1e-5),
+        (replace(VQ, dead_code_threshold=0), {}, 1e-5),
+        (FSQ, {"adversarial_weight": 0.1, "adversarial_start": 1}, 2e-2),  # scaled by each process's own gradients
+    ],
+)
+def test_two_processes_take_the_steps_of_one(
+    toy: Any, tmp_path: Path, ranks: Any, quantizer: QuantizerConfig, losses: dict[str, Any], tolerance: float
+) -> None:
+    def run(out: Path) -> int:
+        train(toy, out, quantizer=quantizer, **losses)
+        return 0
+
+    run(tmp_path / "one")
+    assert ranks(2, lambda _: run(tmp_path / "two")) == [0, 0]
+    for name in ("train_loss", "held_out_loss", "codebook_perplexity"):
+        one, two = (
+            {step: float(value) for step, value in column(tmp_path / out, name).items()} for out in ("one", "two")
+        )
+        assert two == pytest.approx(one, rel=tolerance), name
