@@ -29,7 +29,7 @@ from anymodal.data.scan import (
     stage_index,
 )
 from anymodal.data.shards import Sample, expand
-from anymodal.data.tar import BLOCK, parse_header
+from anymodal.data.tar import BLOCK, header_size
 
 OPEN_FILES = 64
 OPEN_TABLES = 64
@@ -310,7 +310,7 @@ def _check_unchanged(shard: Path, index: Path, summary: Summary) -> None:
             offset = int(offsets[member]) - BLOCK
             stream.seek(offset)
             try:
-                found = parse_header(stream.read(BLOCK)).size
+                found = header_size(stream.read(BLOCK))
             except ValueError as error:
                 raise _changed(shard, index, f"the header at byte {offset} has {error}") from error
             if found != sizes[member]:
@@ -329,9 +329,9 @@ def _fault(data: bytes, place: Place, start: int) -> str | None:
     if len(data) < start + place.size:
         return "shard is cut"
     try:
-        header = parse_header(data[start - BLOCK : start])
+        size = header_size(data[start - BLOCK : start])
     except ValueError:
         return "header differs"
-    if header.size != place.size:
+    if size != place.size:
         return "header differs"
     return None if zlib.crc32(data[start : start + place.size]) == place.crc32 else "crc32 differs"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
+from itertools import accumulate
 
 from anymodal.tokens.batch import Batch, lay_out
 from anymodal.tokens.document import TokenSequence
@@ -38,17 +39,20 @@ def level(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
     [[0, 4], [1, 3], [2, 5]]
     """
     total = sum(lengths)
+    shortest = [0, *accumulate(sorted(lengths))]  # sums of the so many shortest
     best: list[list[int]] = []
     least = fewest = 0
     for count in range(-(-total // seq_len), len(lengths) + 1):
+        if best and (count > fewest + min(fewest, MORE_ROWS) or total >= (1 - SPARE) * least):
+            break
+        if best and count * shortest[-(-len(lengths) // count)] >= least:  # some row holds so many documents
+            continue
         rows, fullest = _share(lengths, count)
         if fullest > seq_len:
             continue
         fewest = fewest or count
         if not best or len(rows) * fullest < least:
             best, least = rows, len(rows) * fullest
-        if total >= (1 - SPARE) * least or count >= fewest + min(fewest, MORE_ROWS):
-            break
     return best
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from anymodal.data.fitting import fit_picture
+from anymodal.data.jpeg import decode_jpeg, jpeg_size
 from anymodal.tokens.picture_config import FitKind, PictureFit
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -64,7 +65,10 @@ def decode_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if not data:
         raise BadPicture("empty", "0 bytes")
     try:
-        _check_size(_declared_size(data), max_pixels)
+        plain = jpeg_size(data)
+        _check_size(plain or _declared_size(data), max_pixels)
+        if plain and (decoded := decode_jpeg(data)) is not None:
+            return decoded
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
             packing = str(image.tile[0][3]) if image.tile else ""
@@ -161,9 +165,11 @@ def to_pixels(
         fit = PictureFit(kind=fit)
     if image.mode != "RGB":
         image = to_rgb(image)
-    rows = np.asarray(fit_picture(image, height, width, fit))
-    pixel_of_byte = (np.arange(256) * fit.scale).astype(np.float32) - np.float32(1)  # rounded where transformers rounds
-    return torch.from_numpy(np.take(pixel_of_byte, np.ascontiguousarray(rows.transpose(2, 0, 1))))
+    rows = torch.from_numpy(np.array(fit_picture(image, height, width, fit)))
+    pixels = torch.empty(3, height, width)
+    for plane, channel in zip(pixels, rows.unbind(2), strict=True):  # a plane fits into a core's cache
+        plane.copy_(channel.double().mul_(fit.scale))  # rounded where transformers rounds
+    return pixels.sub_(1)
 
 
 def to_image(pixels: Float[Tensor, "3 h w"]) -> Image.Image:

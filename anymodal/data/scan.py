@@ -75,15 +75,11 @@ class ShardTable:
 
     def places(self, row: int) -> list[Place]:
         """Return where the members of a sample lie."""
-        return [
-            Place(
-                self.summary.extensions[self.extensions[member]],
-                int(self.offsets[member]),
-                int(self.sizes[member]),
-                int(self.crc32s[member]),
-            )
-            for member in range(int(self.firsts[row]), int(self.firsts[row + 1]))
-        ]
+        members = slice(int(self.firsts[row]), int(self.firsts[row + 1]))
+        columns = (self.extensions, self.offsets, self.sizes, self.crc32s)
+        names = self.summary.extensions
+        rows = zip(*(column[members].tolist() for column in columns), strict=True)
+        return [Place(names[name], offset, size, crc32) for name, offset, size, crc32 in rows]
 
     def save(self, stream: BinaryIO) -> None:
         """Write the index as an npz file; the same table gives the same bytes."""

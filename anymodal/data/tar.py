@@ -181,14 +181,26 @@ class TarStream:
 
 def parse_header(block: bytes) -> Header:
     """Read a header block; ValueError says in a few words what is wrong with it."""
-    checksum = block[148:156]
-    found = sum(block) - sum(checksum) + len(checksum) * ord(" ")  # the field itself counts as blanks
-    if not CHECKSUM.fullmatch(checksum) or int(checksum.rstrip(b"\0 "), 8) != found:
-        raise ValueError("a wrong checksum")
+    size = header_size(block)
     name = block[:100].rstrip(b"\0")  # a NUL with text behind it stays, to be seen
     if block[257:263] == b"ustar\0" and block[345] != 0:
         name = block[345:500].rstrip(b"\0") + b"/" + name
-    return Header(name, _size(block[124:136]), block[156:157])
+    return Header(name, size, block[156:157])
+
+
+def header_size(block: bytes) -> int:
+    """Read the size in a header block alone, its checksum checked; ValueError says what is wrong with it."""
+    checksum = block[148:156]
+    found = _sum(block) - sum(checksum) + len(checksum) * ord(" ")  # the field itself counts as blanks
+    if not CHECKSUM.fullmatch(checksum) or int(checksum.rstrip(b"\0 "), 8) != found:
+        raise ValueError("a wrong checksum")
+    return _size(block[124:136])
+
+
+def _sum(block: bytes) -> int:
+    """Add up the bytes of a header block; each half's sum is the low half of its adler32, which C adds up."""
+    half = BLOCK // 2
+    return (zlib.adler32(block[:half]) & 0xFFFF) + (zlib.adler32(block[half:]) & 0xFFFF) - 2
 
 
 def name_fault(name: bytes) -> str | None:

@@ -7,7 +7,6 @@ from itertools import accumulate
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from anymodal.configuration import to_dict
 from anymodal.data.index import BadSample, ShardIndex
+from anymodal.data.keyed import KeyedRandom
 from anymodal.data.order import Order, Slot, Source
 from anymodal.data.packing import pack
 from anymodal.data.samples import Reading, UnfitSample, document_of, fingerprints_of, pixels_of
@@ -66,7 +66,7 @@ class DocumentBatches(StepBatches):
         self.order = Order(
             sources, batch_size=order["batch_size"], seed=order["seed"], cache_shards=order.get("cache_shards", 16)
         )
-        self.seed = order["seed"]
+        self.seed, self.random = order["seed"], KeyedRandom()
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step."""
@@ -85,9 +85,7 @@ class DocumentBatches(StepBatches):
         return self.order.step(step, rank=self.rank[0], world=self.rank[1])
 
     def _sequence(self, slot: Slot) -> TokenSequence | None:
-        random = np.random.Generator(
-            np.random.Philox(key=[self.seed, slot.source], counter=[slot.epoch, slot.sample, 0, 0])
-        )
+        random = self.random.at((self.seed, slot.source), (slot.epoch, slot.sample))
         try:
             sample = self.index.read(slot.sample)
             document = document_of(sample, self.tasks[slot.source], self.reading, random)

@@ -1,6 +1,6 @@
 """Batch: what the unified model reads in one forward pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -47,44 +47,56 @@ class Batch:
         return self.ids.numel() if self.documents is None else int((self.documents != PADDING).sum())
 
 
-def targets_of(sequence: TokenSequence) -> Int[Tensor, " n"]:
-    """Return the id that each position predicts, or -100 where the next id carries no loss."""
-    shifted = torch.full_like(sequence.ids, IGNORE)
-    shifted[:-1] = torch.where(sequence.loss[1:], sequence.ids[1:], IGNORE)
-    return shifted
-
-
 def lay_out(rows: Sequence[Sequence[TokenSequence]], length: int, pad_id: int, look_tokens: int | None) -> Batch:
     """Lay sequences out one behind the other in rows of `length` tokens.
 
     Raises:
         ValueError: a row holds more than `length` tokens.
     """
-    shape = (len(rows), length)
-    ids = torch.full(shape, pad_id)
-    targets = torch.full(shape, IGNORE)
-    positions = torch.zeros(shape, dtype=torch.long)
-    documents = torch.full(shape, PADDING)
+    sequences = [sequence for row in rows for sequence in row]
+    sizes = torch.tensor([len(sequence.ids) for sequence in sequences])
+    places = list(_places(rows, length))
+    starts = torch.tensor(places)
+    positions = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    where = starts.repeat_interleave(sizes) + positions
+    written = torch.cat([sequence.ids for sequence in sequences])
+    targets = torch.full_like(written, IGNORE)
+    wanted = torch.cat([sequence.loss for sequence in sequences])[1:] & (positions[1:] > 0)
+    targets[:-1] = torch.where(wanted, written[1:], IGNORE)  # each position predicts the id behind it
+
+    def laid(values: Tensor, empty: int) -> Tensor:
+        flat = torch.full((len(rows) * length,), empty)
+        flat[where] = values
+        return flat.view(len(rows), length)
+
     pixels: list[Tensor] = []
     index: list[Tensor] = []
-    number = 0
+    for start, sequence in zip(places, sequences, strict=True):
+        for offset, picture in sequence.looks:
+            assert look_tokens is not None, "a sequence that looks needs a model with an understanding path"
+            pixels.append(picture)
+            index.append(torch.arange(look_tokens) + start + offset)
+    looked = {"look_pixels": torch.stack(pixels), "look_index": torch.stack(index)} if pixels else {}
+    return Batch(
+        ids=laid(written, pad_id),
+        targets=laid(targets, IGNORE),
+        positions=laid(positions, 0),
+        documents=laid(torch.arange(len(sequences)).repeat_interleave(sizes), PADDING),
+        **looked,
+    )
+
+
+def _places(rows: Sequence[Sequence[TokenSequence]], length: int) -> Iterator[int]:
+    """Yield where each sequence starts in the flattened rows."""
     for row, sequences in enumerate(rows):
         start = 0
         for sequence in sequences:
-            end = start + len(sequence.ids)
-            if end > length:
-                raise ValueError(f"a row of {length} tokens cannot hold {end}; raise seq_len or shorten the documents.")
-            ids[row, start:end] = sequence.ids
-            targets[row, start:end] = targets_of(sequence)
-            positions[row, start:end] = torch.arange(end - start)
-            documents[row, start:end] = number
-            for offset, picture in sequence.looks:
-                assert look_tokens is not None, "a sequence that looks needs a model with an understanding path"
-                pixels.append(picture)
-                index.append(torch.arange(look_tokens) + row * length + start + offset)
-            start, number = end, number + 1
-    looked = {"look_pixels": torch.stack(pixels), "look_index": torch.stack(index)} if pixels else {}
-    return Batch(ids=ids, targets=targets, positions=positions, documents=documents, **looked)
+            yield row * length + start
+            start += len(sequence.ids)
+            if start > length:
+                raise ValueError(
+                    f"a row of {length} tokens cannot hold {start}; raise seq_len or shorten the documents."
+                )
 
 
 def pad(sequences: Sequence[TokenSequence], pad_id: int, look_tokens: int | None) -> Batch:

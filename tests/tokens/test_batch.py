@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from anymodal.tokens.batch import IGNORE, lay_out, pad, targets_of
+from anymodal.tokens.batch import IGNORE, lay_out, pad
 from anymodal.tokens.document import TokenSequence
 
 
@@ -37,7 +37,8 @@ def test_padding_gives_every_sequence_a_row() -> None:
 
 def test_targets_are_the_next_ids_that_carry_loss() -> None:
     loss = torch.tensor([False, True, False, True])
-    assert targets_of(TokenSequence(torch.tensor([5, 6, 7, 8]), loss, ())).tolist() == [6, IGNORE, 8, IGNORE]
+    batch = pad([TokenSequence(torch.tensor([5, 6, 7, 8]), loss, ())] * 2, 0, None)
+    assert batch.targets.tolist() == [[6, IGNORE, 8, IGNORE]] * 2, "none predicts the first id of the next document"
 
 
 def test_a_row_that_is_too_long_is_refused() -> None:

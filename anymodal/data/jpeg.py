@@ -1,0 +1,46 @@
+"""Plain JPEGs by simplejpeg where it is installed: half again as fast as Pillow, and the same pixels."""
+
+from functools import cache
+from types import ModuleType
+
+from PIL import Image
+
+START = b"\xff\xd8\xff"
+PLAIN = ("YCbCr", "Gray")
+TURNED = (b"Exif\0", b"tiff:Orientation")  # what may say that the picture is to be turned
+
+
+@cache
+def turbo() -> ModuleType | None:
+    """Return simplejpeg (the extra `fast`), None where it is not installed."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    found: ModuleType = simplejpeg
+    return found
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height of a JPEG that `decode_jpeg` may decode; None for every other picture, and without turbo.
+
+    Such a picture is colour or grey, and nothing in it speaks of turning.
+    """
+    fast = turbo()
+    if fast is None or not data.startswith(START) or any(word in data for word in TURNED):
+        return None
+    try:
+        height, width, colours, _ = fast.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (width, height) if colours in PLAIN else None
+
+
+def decode_jpeg(data: bytes) -> Image.Image | None:
+    """Decode a JPEG to RGB; None where anything is odd, so that Pillow may say what it is."""
+    fast = turbo()
+    assert fast is not None, "jpeg_size has been asked before"
+    try:
+        return Image.fromarray(fast.decode_jpeg(data, colorspace="RGB", strict=True))
+    except ValueError:
+        return None
