@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-NAMES = ("sampling", "peers", "ours", "figures", "speculation", "training")
+NAMES = ("sampling", "peers", "ours", "figures", "speculation", "training", "loading")
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +128,16 @@ def test_training_computes_the_loss_of_transformers(programs: dict[str, ModuleTy
         assert rows["flops"] > 0
     assert list(found["heads"]["toy"]["heads"])[0] == "full logits"
     assert readme.read_text().count("| packed documents | anymodal |") == 1
+
+
+def test_loading_stands_beside_webdataset(programs: dict[str, ModuleType], tmp_path: Path) -> None:
+    out, readme = tmp_path / "loading.json", tmp_path / "README.md"
+    readme.write_text("<!-- loading:begin --><!-- loading:end -->")
+    programs["loading"].main(["--quick", "--out", str(out), "--readme", str(readme)])
+    samples = json.loads(out.read_text())["samples"]
+    assert set(samples) == set(programs["loading"].WEBDATASET)
+    for what, name in programs["loading"].WEBDATASET.items():
+        assert samples[what]["count"] > 0
+        assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in samples[what]["seconds"].values())
+        assert name in samples[what]["seconds"]
+    assert readme.read_text().count("| token samples | anymodal, codes from records |") == 1

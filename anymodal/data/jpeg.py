@@ -6,6 +6,7 @@ from types import ModuleType
 from PIL import Image
 
 START = b"\xff\xd8\xff"
+SCAN = b"\xda"
 PLAIN = ("YCbCr", "Gray")
 TURNED = (b"Exif\0", b"tiff:Orientation")  # what may say that the picture is to be turned
 
@@ -27,13 +28,23 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
     Such a picture is colour or grey, and nothing in it speaks of turning.
     """
     fast = turbo()
-    if fast is None or not data.startswith(START) or any(word in data for word in TURNED):
+    if fast is None or not data.startswith(START) or any(word in _head(data) for word in TURNED):
         return None
     try:
         height, width, colours, _ = fast.decode_jpeg_header(data)
     except ValueError:
         return None
     return (width, height) if colours in PLAIN else None
+
+
+def _head(data: bytes) -> bytes:
+    """Return what stands before the scan, which alone is searched; all where markers do not lead there."""
+    place = 2
+    while data[place : place + 1] == b"\xff":
+        if data[place + 1 : place + 2] == SCAN:
+            return data[:place]
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return data
 
 
 def decode_jpeg(data: bytes) -> Image.Image | None:

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +89,16 @@ class CodeRecords:
         try:
             self.codes: NDArray[Any] = tensors["codes"].numpy()
             columns = {name: tensors[name].numpy() for name in COLUMNS}
-            self._member_names: Sequence[str] = header["names"]
             whole = _checksum(self.codes, columns) == header["crc32"]
         except (KeyError, TypeError) as error:
             raise _unreadable(path, error) from error
         if not whole:
             raise _unreadable(path, "its checksum is another")
-        self._firsts, self._ends, self._shapes, self._names = (columns[name].tolist() for name in COLUMNS)
+        self._firsts, ends, shapes, names = (columns[name].tolist() for name in COLUMNS)
+        self._pictures = [
+            (header["names"][name], start, end, tuple(shape if shape[0] else shape[1:]))
+            for name, start, end, shape in zip(names, [0, *ends], ends, shapes, strict=False)
+        ]
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -103,14 +106,8 @@ class CodeRecords:
 
     def of(self, row: int) -> dict[str, NDArray[Any]]:
         """Return the codes of a sample by name: [rows, columns] or [views, rows, columns]."""
-        found = {}
-        for picture in range(self._firsts[row], self._firsts[row + 1]):
-            views, rows, columns = self._shapes[picture]
-            end = self._ends[picture]
-            flat = self.codes[end - max(1, views) * rows * columns : end]
-            shape = (views, rows, columns) if views else (rows, columns)
-            found[self._member_names[self._names[picture]]] = flat.reshape(shape)
-        return found
+        pictures = self._pictures[self._firsts[row] : self._firsts[row + 1]]
+        return {name: self.codes[start:end].reshape(shape) for name, start, end, shape in pictures}
 
 
 def _checksum(codes: NDArray[Any], columns: Mapping[str, NDArray[Any]]) -> int:

@@ -1,7 +1,7 @@
 import pickle
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anymodal.data.keyed import KeyedRandom
@@ -9,6 +9,7 @@ from anymodal.data.keyed import KeyedRandom
 BIG = st.integers(0, 2**63 - 1)
 
 
+@settings(deadline=None)
 @given(key=st.tuples(BIG, BIG), counter=st.tuples(BIG, BIG), before=st.integers(0, 9))
 def test_numbers_are_those_of_numpy(key: tuple[int, int], counter: tuple[int, int], before: int) -> None:
     random = KeyedRandom()

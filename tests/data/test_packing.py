@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -44,6 +44,7 @@ def padding_of(batches: list[Batch]) -> float:
     return 1 - sum(batch.num_tokens for batch in batches) / sum(batch.ids.numel() for batch in batches)
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), spare=st.integers(0, 100))
 def test_every_document_stands_there_whole_and_once(lengths: list[int], spare: int) -> None:
     given_, seq_len = sequences(lengths), max(lengths) + spare

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -16,6 +16,7 @@ def write(path: Path, samples: list[dict[str, NDArray[Any]]], **about: Any) -> C
     return CodeRecords(path)
 
 
+@settings(deadline=None)
 @given(
     shapes=st.lists(st.lists(st.lists(st.integers(1, 5), min_size=2, max_size=3), max_size=3), max_size=6),
     kind=st.sampled_from([np.uint16, np.uint32]),
