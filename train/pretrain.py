@@ -31,6 +31,7 @@ def main(
     run: RunConfig = RunConfig(),
     generation: GenerationConfig = GenerationConfig(),
     prompts: list[str] = [],  # noqa: B006 (never changed)
+    dry_run: bool = False,
 ) -> int:
     """Train a unified model.
 
@@ -46,11 +47,13 @@ def main(
         run: how long it trains and what it writes on its way.
         generation: sampling defaults that the model folder will carry.
         prompts: what is drawn every run.sample_every steps, beside answers about held-out pictures.
+        dry_run: say what the run would do (parts, memory, epochs, padding), write OUT/first_batch.png, train nothing.
     """
     import torch
 
     from anymodal.configuration import to_dict
     from anymodal.learning.distributed import is_first
+    from anymodal.learning.planning import dry_run as plan
     from anymodal.learning.unified_run import new_model, train_unified
     from anymodal.pipeline import Pipeline
     from anymodal.scoring.showing import first_questions, snapshots
@@ -58,6 +61,9 @@ def main(
     torch.manual_seed(run.seed)
     parts = new_model(model, data, text_tokenizer=text_tokenizer, image_tokenizer=image_tokenizer, template=template)
     parts.generation = to_dict(generation)
+    if dry_run:
+        print(plan(parts, data=data, stage=stage, optimizer=optimizer, run=run, out=out))
+        return 0
     show = snapshots(Pipeline(parts), prompts, first_questions(data), out / "samples") if run.sample_every else None
     code = train_unified(parts, data=data, stage=stage, optimizer=optimizer, run=run, out=out, show=show)
     if is_first():

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from anymodal.data.config import DataConfig
-from anymodal.data.index import ShardIndex
+from anymodal.data.opening import open_shards
 from anymodal.data.progress import track
 from anymodal.data.samples import Reading, codes_of, fingerprints_of
 from anymodal.learning.batches import DocumentBatches, StepData, check_codes
@@ -53,12 +53,12 @@ def train_unified(
     """
     num_trained = sum(each.parameter.numel() for each in trained_of(parts.model, stage))
     pl.seed_everything(run.seed, verbose=False)
-    train = _batches(parts, data, data.train, stage, run)
+    train = document_batches(parts, data, data.train, stage, run)
     held_out = None
     if data.held_out and run.validate_every:
         plain = replace(stage, prompt_dropout=0.0)
         checked = replace(run, seed=HELD_OUT_SEED, steps=run.validation_steps)
-        held_out = _batches(parts, data, data.held_out, plain, checked)
+        held_out = document_batches(parts, data, data.held_out, plain, checked)
     objective = UnifiedObjective(parts.model, stage=stage, optimizer=optimizer, run=run)
 
     def write() -> None:
@@ -79,7 +79,7 @@ def train_unified(
     callbacks: list[pl.Callback] = [Best(save)] if held_out is not None else []
     if show is not None and run.sample_every:
         callbacks.append(Showing(run.sample_every, show))
-    steps = StepData(train, held_out, data.num_workers)
+    steps = StepData(train, held_out, data.num_workers, data.worker_timeout_s)
     with only_training(parts.model, stage):
         code = fit(objective, steps, run=run, out=out, callbacks=callbacks)
     for reason, count in sorted(steps.skipped.items()):
@@ -89,12 +89,16 @@ def train_unified(
     return code
 
 
-def _batches(parts: ModelFolder, data: DataConfig, shards: str, stage: StageConfig, run: RunConfig) -> DocumentBatches:
-    index = ShardIndex.open(
-        shards,
-        index_folder=data.index_folder,
-        max_bad_fraction=data.max_bad_fraction,
-        progress=partial(track, what="index"),
+def document_batches(
+    parts: ModelFolder, data: DataConfig, shards: str, stage: StageConfig, run: RunConfig
+) -> DocumentBatches:
+    """Return the batches of a run on these shards.
+
+    Raises:
+        ValueError: the shards do not fit the model, or hold too many bad samples.
+    """
+    index = open_shards(
+        data, shards, fingerprint=parts.image_tokenizer.fingerprint, progress=partial(track, what="index")
     )
     understanding = parts.model.config.understanding
     reading = Reading(
@@ -124,7 +128,7 @@ def new_model(
         ValueError: a tokenizer is missing, or the shards carry no codes of this image tokenizer.
     """
     text, image = TextTokenizer.load(text_tokenizer), ImageTokenizer.from_pretrained(image_tokenizer)
-    index = ShardIndex.open(data.train, index_folder=data.index_folder, max_bad_fraction=data.max_bad_fraction)
+    index = open_shards(data, data.train, fingerprint=image.fingerprint)
     reading = Reading(fingerprint=image.fingerprint, look_size=None)
     check_codes(index, reading)
     coded = (index.read(number) for number in range(len(index)))

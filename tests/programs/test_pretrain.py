@@ -66,3 +66,14 @@ def test_two_processes_write_one_model(toy: Any, tmp_path: Path, launcher: str) 
     assert done.stderr.count("parameters, of which") == 1, done.stderr
     assert from_pretrained(tmp_path / "run" / "model").generate_image("a dog")[0].size == (16, 16)
     assert (tmp_path / "run" / "samples" / "step-00000002.png").is_file()
+
+
+def test_a_dry_run_trains_nothing(toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = ["train", "pretrain", "--data.train", toy.coded, "--out", str(out), *SHAPE, "--dry_run"]
+    words += ["--text_tokenizer", str(toy.text_tokenizer), "--image_tokenizer", str(toy.image_tokenizer)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "all parts" in said
+    assert "tokens a step" in said
+    assert [path.name for path in out.iterdir()] == ["first_batch.png"]
