@@ -85,16 +85,18 @@ def theirs(family: Family, models: Mapping[str, Any], ours: Ours) -> list[Runner
     ]
 
 
-def race(runs: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[str, list[float]]:
+def race(
+    runs: Mapping[str, Callable[[int], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Run everyone once a round, in turn; return the seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
         for name, run in runs.items():
             synchronize()
-            start = time.perf_counter()
+            start = clock()
             run(number)
             synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
             print(f"  round {number + 1}: {name} {seconds[name][-1]:.2f} s", file=sys.stderr)
     return seconds
 

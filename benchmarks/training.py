@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from sampling import HERE, measured_on, race, settings
 from torch import Tensor, nn
 
 from anymodal.learning.config import OptimizerConfig, RunConfig
-from anymodal.learning.flops import StepFlops, measured_flops
+from anymodal.learning.flops import StepFlops
 from anymodal.learning.optimizer import build_optimizer, trainable
 from anymodal.learning.passing import through_of
 from anymodal.model.config import AnyModalConfig
@@ -42,7 +43,7 @@ ROWS, LENGTH = 4, 288
 VOCABULARY, CODES = 20480, 16384
 Z_LOSS = 1e-5
 KINDS = {"a document a row": False, "packed documents": True}
-GEMM = "a matrix product"
+GEMM, PRODUCTS = "matrix products", 16
 RUNS = {
     "": RunConfig(),
     " compiled": RunConfig(compile=True),
@@ -172,24 +173,32 @@ def measure(shape: Shape, precision: str, rounds: int, *, quick: bool) -> dict[s
         runners = trainings.runners(rows, quick=quick)
         for name, runner in runners.items():  # warms up
             trainings.step(name, runner)
-        peaks = list[float]()
-
-        def peak(_: int, peaks: list[float] = peaks) -> None:
-            peaks.append(measured_flops(torch.device("cpu"), PRECISIONS[precision], 128 if quick else 1024))
-
+        size = 128 if quick else 1024
+        square = torch.ones(size, size, dtype=PRECISIONS[precision])
         runs: dict[str, Callable[[int], Any]] = {
             name: (lambda _, name=name, runner=runner: trainings.step(name, runner))  # type: ignore[misc]
             for name, runner in runners.items()
         }
-        seconds = race({**runs, GEMM: peak}, rounds)
+        seconds = race({**runs, GEMM: lambda _, square=square: products(square)}, rounds, clock())  # type: ignore[misc]
         flops = float(StepFlops.of(trainings.ours).of_batch(rows.batch, trainings.ours.code_of))
         memory = {name: peak_bytes(partial(trainings.step, name, runner)) for name, runner in runners.items()}
         found["rows"][kind] = {
-            "tokens": rows.batch.num_tokens, "flops": flops, "gemm_flops": statistics.median(peaks),
+            "tokens": rows.batch.num_tokens, "flops": flops, "gemm_flops": PRODUCTS * 2 * size**3 / min(seconds[GEMM]),
             "steps": {name: {"loss": losses[kind][name], "seconds": seconds[name], "peak_bytes": memory[name]}
                       for name in runners},
         }  # fmt: skip
     return found
+
+
+def products(square: Tensor) -> None:
+    """Multiply matrices: what this machine does at best."""
+    for _ in range(PRODUCTS):
+        square @ square
+
+
+def clock() -> Callable[[], float]:
+    """Return what tells the time: that of this process alone, where it has one thread, so that no neighbour counts."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def heads(size: str, rounds: int) -> dict[str, Any]:
@@ -213,7 +222,7 @@ def heads(size: str, rounds: int) -> dict[str, Any]:
     step(losses["anymodal, with z-loss"])  # pages of the gradients are there
     gradients = sum(each.nbytes for each in (hidden, head.weight))
     memory = {name: peak_bytes(partial(step, loss)) for name, loss in losses.items()}
-    seconds = race({name: (lambda _, loss=loss: step(loss)) for name, loss in losses.items()}, rounds)  # type: ignore[misc]
+    seconds = race({name: (lambda _, loss=loss: step(loss)) for name, loss in losses.items()}, rounds, clock())  # type: ignore[misc]
     return {
         "targets": targets, "dim": dim, "classes": classes, "gradient_bytes": gradients,
         "heads": {name: {"seconds": seconds[name], "peak_bytes": memory[name]} for name in losses},
