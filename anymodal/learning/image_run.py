@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anymodal.data.config import DataConfig
-from anymodal.data.index import ShardIndex
+from anymodal.data.opening import open_shards
 from anymodal.data.progress import track
 from anymodal.learning.batches import PictureBatches, StepData
 from anymodal.learning.callbacks import Best, Showing
@@ -21,6 +21,7 @@ from anymodal.learning.distributed import is_first, quiet_unless_first
 from anymodal.learning.fitting import fit, precision_of
 from anymodal.learning.image_objective import ImageTokenizerObjective
 from anymodal.learning.unified_run import HELD_OUT_SEED
+from anymodal.tokens.folders import staged_folder
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.weights import num_parameters
 
@@ -46,11 +47,7 @@ def train_image_tokenizer(  # noqa: PLR0913  (one argument a section of the conf
         ValueError: the shards hold too many bad pictures, or the size does not fit the tokenizer, or steps are to be
             computed in pieces.
     """
-    if run.accumulate != 1:
-        raise ValueError(
-            f"run.accumulate must be 1 for image tokenizers, whose codebooks learn from whole batches, got "
-            f"{run.accumulate}; lower run.batch_size instead."
-        )
+    _check(run)
     factor = tokenizer.config.down_sampling
     if losses.size % factor:
         raise ValueError(
@@ -72,30 +69,38 @@ def train_image_tokenizer(  # noqa: PLR0913  (one argument a section of the conf
         f"{num_parameters(tokenizer):,}", len(train.index), run.steps, run.batch_size,
     )  # fmt: skip
 
+    def write() -> None:
+        with staged_folder(out / "image_tokenizer") as partial:
+            tokenizer.save_pretrained(partial)
+
     def save(_: pl.LightningModule, loss: float) -> None:
         log.info("best held-out loss so far: %.4f", loss)
         if is_first():
-            tokenizer.save_pretrained(out / "image_tokenizer")
+            write()
 
     callbacks: list[pl.Callback] = [Best(save)] if held_out is not None else []
     if show is not None and run.sample_every:
         callbacks.append(Showing(run.sample_every, show))
-    steps = StepData(train, held_out, data.num_workers)
+    steps = StepData(train, held_out, data.num_workers, data.worker_timeout_s)
     code = fit(objective, steps, run=run, out=out, callbacks=callbacks)
     for reason, count in sorted(steps.skipped.items()):
         log.warning("skipped %d pictures: %s", count, reason)
     if is_first() and (held_out is None or not (out / "image_tokenizer").is_dir()):
-        tokenizer.save_pretrained(out / "image_tokenizer")
+        write()
     return code
 
 
+def _check(run: RunConfig) -> None:
+    if run.accumulate != 1:
+        raise ValueError(
+            f"run.accumulate must be 1 for image tokenizers, whose codebooks learn from whole batches, got "
+            f"{run.accumulate}; lower run.batch_size instead."
+        )
+    if run.compile or run.checkpoint_activations:
+        raise ValueError("run.compile and run.checkpoint_activations are for transformers, not for image tokenizers.")
+
+
 def _pictures(data: DataConfig, shards: str, size: int, run: RunConfig) -> PictureBatches:
-    index = ShardIndex.open(
-        shards,
-        index_folder=data.index_folder,
-        max_bad_fraction=data.max_bad_fraction,
-        needs=("picture",),
-        progress=partial(track, what="index"),
-    )
+    index = open_shards(data, shards, needs=("picture",), progress=partial(track, what="index"))
     order = {"batch_size": run.batch_size, "seed": run.seed, "steps": run.steps, "cache_shards": data.cache_shards}
     return PictureBatches(index, size=size, order=order)

@@ -97,3 +97,8 @@ def test_two_processes_take_the_steps_of_one(
             {step: float(value) for step, value in column(tmp_path / out, name).items()} for out in ("one", "two")
         )
         assert two == pytest.approx(one, rel=tolerance), name
+
+
+def test_what_is_for_transformers_is_refused(toy: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run.compile and run.checkpoint_activations are for transformers"):
+        train(toy, tmp_path, replace(RUN, checkpoint_activations=True))
