@@ -10,16 +10,18 @@ from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from anymodal.learning.codebook import CodebookUsage
 from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunConfig
-from anymodal.learning.distributed import sum_over_ranks
+from anymodal.learning.distributed import is_first, sum_over_ranks
 from anymodal.learning.objective import Objective, clip_or_drop
 from anymodal.learning.optimizer import rate_at
 from anymodal.tokens.image import ImageTokenizer
+from anymodal.tokens.quantizer import flatten_grid
 
 log = logging.getLogger(__name__)
 
-COLLAPSED_SHARE = 0.1
 SETTLED_STEPS = 100
+REVIVE_EVERY = 100
 
 
 class PatchDiscriminator(nn.Module):
@@ -40,8 +42,6 @@ class PatchDiscriminator(nn.Module):
 
 class ImageTokenizerObjective(Objective):
     """VQGAN's losses (arXiv:2012.09841); `features` maps pixels to a list of feature maps for the perceptual term."""
-
-    usage: Tensor  # of every code, lately
 
     def __init__(
         self,
@@ -64,7 +64,8 @@ class ImageTokenizerObjective(Objective):
             raise ValueError("perceptual_weight needs features: install the extra with `pip install anymodal[test]`.")
         self.discriminator = PatchDiscriminator() if losses.adversarial_weight else None
         self.automatic_optimization = self.discriminator is None
-        self.register_buffer("usage", torch.zeros(tokenizer.codebook_size), persistent=False)
+        self.usage, self.collapsed = CodebookUsage(tokenizer.codebook_size), False
+        self.codebook_before: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
         """Join the codebooks of all processes, which know each other by now."""
@@ -87,6 +88,9 @@ class ImageTokenizerObjective(Objective):
 
     def training_step(self, batch: Float[Tensor, "b 3 h w"], batch_idx: int) -> Float[Tensor, ""] | None:
         """Reconstruct a batch of pictures."""
+        self.codebook_before = {name: each.detach().clone() for name, each in self.tokenizer.quantizer.named_buffers()}
+        if self.global_step % REVIVE_EVERY == 0:
+            self._revive(batch)
         result = self.tokenizer(batch)
         loss = self._reconstruction(batch, result.pixels) + self.losses.codebook_weight * result.codebook_loss
         self._log_step(batch, result.pixels, result.codes)
@@ -95,6 +99,27 @@ class ImageTokenizerObjective(Objective):
             return loss
         self._adversarial_step(batch, result.pixels, loss)
         return None
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip, or leave the step out; a codebook that is a moving average has already followed it, and goes back.
+
+        Raises:
+            ValueError: five steps in a row were not finite.
+        """
+        super().configure_gradient_clipping(optimizer)
+        if self.bad_steps:
+            for name, each in self.tokenizer.quantizer.named_buffers():
+                each.detach().copy_(self.codebook_before[name])
+
+    @torch.no_grad()
+    def _revive(self, batch: Float[Tensor, "b 3 h w"]) -> None:
+        """Put the vectors of dead codes where latents are; codebooks that are moving averages do so themselves."""
+        quantizer, dead = self.tokenizer.quantizer, self.usage.dead
+        if not (quantizer.revives and self.usage.settled and bool(dead.any())):
+            return
+        vectors = quantizer.project_in(flatten_grid(self.tokenizer.encoder(batch))).float().flatten(0, 1)
+        chosen = vectors[torch.randint(len(vectors), (int(dead.sum()),), device=vectors.device)]
+        quantizer.revive(dead, sum_over_ranks(chosen if is_first() else torch.zeros_like(chosen)))
 
     def validation_step(self, batch: Float[Tensor, "b 3 h w"], batch_idx: int) -> None:
         """Log the quality of held-out pictures."""
@@ -142,19 +167,20 @@ class ImageTokenizerObjective(Objective):
 
     @torch.no_grad()
     def _log_step(self, real: Tensor, drawn: Tensor, codes: Int[Tensor, "b rows columns"]) -> None:
-        self.usage *= 0.98
-        self.usage += sum_over_ranks(torch.bincount(codes.flatten(), minlength=len(self.usage)))
-        share = self.usage / self.usage.sum()
-        perplexity = torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
-        self.log("codebook_perplexity", perplexity)
-        self.log("codebook_used", (share > 0).float().mean())
+        self.usage.add(sum_over_ranks(torch.bincount(codes.flatten(), minlength=self.tokenizer.codebook_size)))
+        dead = float(self.usage.dead.float().mean())
+        self.log("codebook_perplexity", self.usage.perplexity)
+        self.log("codebook_used", 1 - dead)
         self.log("train_psnr", psnr(real, drawn).mean(), prog_bar=True, sync_dist=True)
-        if perplexity < COLLAPSED_SHARE * len(share) and self.global_step == max(SETTLED_STEPS, self.run.steps // 2):
+        collapsed = self.usage.collapsed and self.global_step >= SETTLED_STEPS
+        if collapsed and not self.collapsed:
             log.warning(
-                "the codebook collapses: perplexity %.0f of %d codes; lower the rate or raise dead_code_threshold.",
-                perplexity,
-                len(share),
-            )
+                "step %d: the codebook collapses: perplexity %.0f of %d codes, %.0f %% of them dead; lower "
+                "optimizer.learning_rate, see that tokenizer.quantizer.dead_code_threshold is above 0, or take fewer "
+                "codes or tokenizer.quantizer.kind fsq, which has none to lose.",
+                self.global_step, self.usage.perplexity, self.tokenizer.codebook_size, 100 * dead,
+            )  # fmt: skip
+        self.collapsed = collapsed
 
 
 def psnr(real: Float[Tensor, "b 3 h w"], drawn: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:

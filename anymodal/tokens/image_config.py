@@ -23,6 +23,10 @@ class QuantizerConfig:
     `lfq` takes signs (arXiv:2310.05737), `simvq` learns one linear map of a frozen codebook (arXiv:2411.02038).
     The codebook of `vq` and `l2-vq` follows its latents: by moving averages, or by the gradients of a loss as in VQGAN,
     LlamaGen and MoVQ, which is how published codebooks are held.
+
+    With a `dead_code_threshold` above 0, training puts vectors of codes that are hardly ever used where latents are;
+    moving averages do so below that many uses a step. Codes of `fsq` and `lfq` have no vectors to move, and those of
+    `simvq` move together.
     """
 
     kind: Literal["vq", "l2-vq", "fsq", "lfq", "simvq"] = "l2-vq"

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from anymodal.tokens.image_config import QuantizerConfig
@@ -62,6 +62,16 @@ class Quantizer(nn.Module):
             shared = _imported_codebook(self.config, together=True).train(self.training)
             shared.load_state_dict(self.codebook.state_dict())
             self.codebook = shared.to(cast(Tensor, self.codebook.codebook).device)
+
+    @property
+    def revives(self) -> bool:
+        """Whether the vectors of dead codes can be put elsewhere, and are to be."""
+        return isinstance(self.codebook, LearnedCodebook) and self.config.dead_code_threshold > 0
+
+    @torch.no_grad()
+    def revive(self, dead: Bool[Tensor, " k"], vectors: Float[Tensor, "n width"]) -> None:
+        """Exchange the vectors of dead codes, as many as `vectors` are."""
+        cast(LearnedCodebook, self.codebook).embedding[dead] = vectors
 
     def _widened(self, vectors: Float[Tensor, "b n width"]) -> Float[Tensor, "b n c"]:
         if isinstance(self.project_out, nn.Linear):
