@@ -15,7 +15,7 @@ import pytest
 
 from anymodal.tokens.text import TextTokenizer
 
-CLOCKS = {"tokens_per_second", "data_wait_share"}
+CLOCKS = {"tokens_per_second", "data_wait_share", "mfu"}
 EPOCH_STEPS = 12  # of the text task, which sees 2 of 24 samples a step
 TASKS = {"draw": 4, "answer": 4, "text": 2}
 ORPHANS = (".partial", ".before")
