@@ -53,17 +53,31 @@ def test_sampling_commands_run(root: Path, here: Path) -> None:
     assert (here / "star" / "000.png").is_file()
 
 
-def test_five_commands_train_on_pictures_of_ones_own(root: Path, here: Path) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+def test_five_commands_train_on_pictures_of_ones_own(root: Path, here: Path, page: str) -> None:
     (here / "my-pictures").mkdir()
     for name in scene_names()[:12]:
         picture(name).save(here / "my-pictures" / f"{name}.png")
         (here / "my-pictures" / f"{name}.txt").write_text(f"a {name}", encoding="utf-8")
-    trained = [words for words in commands(root) if words[0] != "sample"]
-    assert [words[1] for words in trained] == ["shards", "text", "image", "codes", "pretrain"]
+    trained = [words for words in commands(root, page) if words[0] != "sample" and "my.yaml" not in words]
+    tried = [words for words in trained if "--dry_run" in words]
+    assert [words[1] for words in trained if words not in tried] == ["shards", "text", "image", "codes", "pretrain"]
+    assert bool(tried) == (page != "README.md")
     for words in trained:
         assert main([*words, *TOY[words[1]]]) == 0, words
     assert main(["sample", "image", "a dog", "--model", "runs/mine/model", "--out", "drawn"]) == 0
     assert (here / "drawn" / "000.png").is_file()
+
+
+def test_launching_many_processes_is_understood(root: Path) -> None:
+    lines = "\n".join(blocks(root, "console", "docs/training.md")).replace("\\\n", " ").splitlines()
+    launched = [shlex.split(line.partition("anymodal ")[2], comments=True) for line in lines if "my.yaml" in line]
+    assert len(launched) == 4
+    for folder, name, *options in launched:
+        config = str(root / "configs" / "demo" / "pretrain.yaml")
+        words = [config if word == "my.yaml" else word for word in options]
+        required = ["--out", "x", "--data.train", "x", "--text_tokenizer", "x", "--image_tokenizer", "x"]
+        parse(list_programs(root, folder)[name], [*words, *required], root)
 
 
 def test_python_of_the_page_about_sampling_runs(root: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
