@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from anymodal.data.checks import IMAGE_KEYS, Holds
 from anymodal.data.records import CodeRecords, read_about, records_path
+from anymodal.data.remote import ShardCache, is_remote
 from anymodal.data.scan import (
     SUFFIX,
     Place,
@@ -63,10 +64,15 @@ class ShardIndex:
     """
 
     def __init__(
-        self, shards: Sequence[str], indexes: Sequence[Path], summaries: Sequence[Summary], needs: Sequence[Need] = ()
+        self,
+        shards: Sequence[str],
+        indexes: Sequence[Path],
+        summaries: Sequence[Summary],
+        needs: Sequence[Need] = (),
+        cache: ShardCache | None = None,
     ) -> None:
         """Take shards with their index files; `open` finds or makes these."""
-        self.shards = tuple(shards)
+        self.shards, self.cache = tuple(shards), cache
         self.needs = tuple(needs)
         self._indexes = tuple(indexes)
         self._summaries = tuple(summaries)
@@ -75,6 +81,7 @@ class ShardIndex:
             sum(count for holds, count in summary.holds.items() if self._lacks(holds) is None) for summary in summaries
         )
         self.contents = tuple((summary.bytes, summary.crc32) for summary in summaries)
+        self.extensions = tuple(summary.extensions for summary in summaries)
         self._records: tuple[Path, ...] = ()
         self._ends = list(accumulate(self.shard_sizes))
         self.bad = self._count_bad()
@@ -91,12 +98,13 @@ class ShardIndex:
         verify_pictures: bool = True,
         needs: Sequence[Need] = (),
         progress: Callable[[Sequence[str]], Iterable[str]] = iter,
+        cache: ShardCache | None = None,
     ) -> "ShardIndex":
         """Open the shards that the patterns name; a shard without an index is read through once to make it.
 
         The pass can be interrupted: what is indexed stays indexed. An index stands beside its shard, or in
         `index_folder` where it cannot. `needs` sets samples aside that lack a picture, caption, turns or codes.
-        `progress` is wrapped around the shards.
+        `progress` is wrapped around the shards. Remote shards need a `cache`, which keeps their indexes, too.
 
         Raises ValueError when nothing matches, a shard is broken or has changed since it was indexed, an index cannot
         be written, or more than `max_bad_fraction` of the samples are bad.
@@ -104,8 +112,15 @@ class ShardIndex:
         shards = expand(patterns)
         keys = tuple(image_keys)
         folder = Path(index_folder) if index_folder is not None else None
-        found = [_open_shard(shard, folder, keys, verify_pictures) for shard in progress(shards)]
-        index = cls(shards, [path for path, _ in found], [summary for _, summary in found], needs)
+        if any(map(is_remote, shards)) and cache is None:
+            raise ValueError(f"remote shards need a folder for copies of them, got {shards[0]}; name data.cache_folder")
+        found = [
+            cache.index_of(shard, folder=folder, image_keys=keys, verify_pictures=verify_pictures)
+            if cache is not None and is_remote(shard)
+            else _open_shard(shard, folder, keys, verify_pictures)
+            for shard in progress(shards)
+        ]
+        index = cls(shards, [path for path, _ in found], [summary for _, summary in found], needs, cache)
         index.check_bad_fraction(max_bad_fraction)
         return index
 
@@ -128,8 +143,9 @@ class ShardIndex:
             found, count = read_about(path), sum(summary.holds.values())
             if (found.get("shard_bytes"), found.get("samples")) != (summary.bytes, count):
                 raise ValueError(f"{path} must hold codes of {count} samples, got {found}; delete it and make it again")
-        index = ShardIndex(self.shards, self._indexes, self._summaries, self.needs)
+        index = ShardIndex(self.shards, self._indexes, self._summaries, self.needs, self.cache)
         index._records = tuple(paths)
+        index.extensions = ((f"codes.{fingerprint}.npy",),) * len(paths)
         return index
 
     def __len__(self) -> int:
@@ -236,8 +252,14 @@ class ShardIndex:
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         """Read bytes of a shard, fewer where it ends."""
-        handle = self._kept("files", shard, lambda: _Handle(self.shards[shard]), OPEN_FILES)
+        limit = OPEN_FILES if self.cache is None else min(OPEN_FILES, self.cache.limit)
+        handle = self._kept("files", shard, lambda: _Handle(self._open_file(shard)), limit)
         return os.pread(handle.descriptor, size, offset)
+
+    def _open_file(self, shard: int) -> int:
+        if self.cache is not None and is_remote(self.shards[shard]):
+            return self.cache.open(self.shards[shard], *self.contents[shard])
+        return os.open(self.shards[shard], os.O_RDONLY)
 
     def _kept(self, what: str, shard: int, make: Callable[[], Any], limit: int) -> Any:
         """Return a thing of a shard from the cache of this process and thread, made where it is not there."""
@@ -256,12 +278,11 @@ class ShardIndex:
 class _Handle:
     """Hold a file open for reading as long as someone refers to it."""
 
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
 
     def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+        os.close(self.descriptor)
 
 
 def _open_shard(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from anymodal.data.checks import IMAGE_KEYS
 from anymodal.data.files import StagedFile
+from anymodal.data.remote import expand_remote
 from anymodal.data.scan import SUFFIX, Summary, scan_shard, stage_index
 from anymodal.data.tar import name_fault
 
@@ -115,8 +116,10 @@ def stage_shard(
 def expand(patterns: str | Sequence[str]) -> list[str]:
     """Return the shards that patterns name, in order: braces, globs, folders, lists, and "::" between patterns.
 
-    Raises ValueError for a pattern that matches nothing, a shard that is missing or named twice, a compressed shard,
-    a pipe or a remote address.
+    Remote shards are named by an address, such as "s3://bucket/train-{000..010}.tar".
+
+    Raises ValueError for a pattern that matches nothing, a local shard that is missing, one that is named twice or
+    compressed, and a pipe.
 
     >>> expand("missing-{000..001}.tar")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -145,10 +148,10 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
 def _expand_one(pattern: str) -> list[str]:
     from braceexpand import braceexpand  # it comes with webdataset
 
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", pattern):
+        return expand_remote(pattern)
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:", pattern):
-        raise ValueError(
-            f"a shard must be a local file, got {pattern}; pipes and remote addresses are not read, fetch it first"
-        )
+        raise ValueError(f"a shard must be a file or an address, got {pattern}; pipes are not read, fetch it first")
     if Path(pattern).is_dir():
         found = sorted(glob.glob(f"{glob.escape(pattern)}/*.tar"))
         if not found:

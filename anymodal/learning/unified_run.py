@@ -98,7 +98,11 @@ def document_batches(
         ValueError: the shards do not fit the model, or hold too many bad samples.
     """
     index = open_shards(
-        data, shards, fingerprint=parts.image_tokenizer.fingerprint, progress=partial(track, what="index")
+        data,
+        shards,
+        fingerprint=parts.image_tokenizer.fingerprint,
+        progress=partial(track, what="index"),
+        orders=sum(share > 0 for share in vars(stage.ratios).values()),
     )
     understanding = parts.model.config.understanding
     reading = Reading(
