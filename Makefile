@@ -4,7 +4,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help install demo test check clean
+.PHONY: help install demo test faults check clean
 
 help:  ## Tell what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -23,6 +23,9 @@ demo: install  ## Train tokenizers and a model from nothing, draw and answer: de
 
 test: install  ## Run all tests; ARGS="-k name" runs some
 	$(VENV)/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+faults: install  ## Kill, starve and corrupt runs as often as a release wants
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --long tests/faults $(ARGS)
 
 check: install  ## Lint, check types and hold the import rule
 	$(VENV)/bin/ruff check .

@@ -4,9 +4,13 @@ import csv
 import hashlib
 import itertools
 import json
+import os
 import random
 import re
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -146,3 +150,23 @@ def test_a_stop_is_exact_with_any_number_of_workers(programs: Any, whole: Path, 
     ended = programs(tmp_path, "--run.steps", str(steps), "--data.num_workers", "2", diary=True)
     assert ended.code == 0, ended.log
     assert_same(tmp_path, whole)
+
+
+def test_the_program_itself_stops_and_resumes(
+    programs: Any, whole: Path, tmp_path: Path, root: Path, steps: int
+) -> None:
+    """Once with an interpreter of its own, from its start to its end."""
+    command = [sys.executable, "-m", "anymodal", *programs.words, "--run.steps", str(steps), "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    while process.poll() is None and not list((tmp_path / "checkpoints").glob("*.ckpt")):
+        time.sleep(0.02)
+    process.terminate()
+    told, log = process.communicate(timeout=60)
+    assert process.returncode == 75, log
+    assert told == f"{tmp_path}: stopped; the same command resumes\n"
+    assert "stopping at the end of this step" in log
+    ended = programs(tmp_path, "--run.steps", str(steps))
+    assert ended.code == 0, ended.log
+    assert logged(tmp_path) == logged(whole)
+    assert weights(tmp_path) == weights(whole)
