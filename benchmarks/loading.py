@@ -12,6 +12,7 @@ import json
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,7 +93,7 @@ def token_readers(folder: Path, scenes: Sequence[Sample], count: int) -> dict[st
     joined = open_shards(data, data.train, fingerprint=reading.fingerprint)
     numbers = order_of(index)
     rows = [(records[index.locate(number)[0]], index.locate(number)[1]) for number in numbers]
-    stage = StageConfig(ratios=Ratios(draw=1, answer=0, text=0), seq_len=512)
+    stage = StageConfig(ratios=Ratios(draw=1.0, answer=0.0, text=0.0), seq_len=512)
     batches = DocumentBatches(
         index, encoder=parts.encoder(), reading=reading, stage=stage,
         order={"batch_size": BATCH, "seed": 0, "steps": count // BATCH},
@@ -165,7 +166,9 @@ def walk(shards: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Read shards as a program of webdataset does that decodes by itself."""
     from webdataset import WebDataset  # noqa: PLC0415
 
-    yield from WebDataset([str(path) for path in shards], shardshuffle=False, empty_check=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves shards open until they are collected
+        yield from WebDataset([str(path) for path in shards], shardshuffle=False, empty_check=False)
 
 
 def drain(items: Iterable[object]) -> None:
