@@ -9,6 +9,7 @@ are medians. Results are kept by name in a JSON file; what is not run stays as i
 """
 
 import argparse
+import ctypes
 import json
 import statistics
 import sys
@@ -149,6 +150,11 @@ class Trainings:
             )  # fmt: skip
         return out.loss  # type: ignore[no-any-return]
 
+    def forget(self) -> None:
+        """Let go of all gradients."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+
     def step(self, name: str, loss_of: Callable[[], Tensor]) -> None:
         """Take a step."""
         model, optimizer = (
@@ -181,7 +187,8 @@ def measure(shape: Shape, precision: str, rounds: int, *, quick: bool) -> dict[s
         }
         seconds = race({**runs, GEMM: lambda _, square=square: products(square)}, rounds, clock())  # type: ignore[misc]
         flops = float(StepFlops.of(trainings.ours).of_batch(rows.batch, trainings.ours.code_of))
-        memory = {name: peak_bytes(partial(trainings.step, name, runner)) for name, runner in runners.items()}
+        forget = trainings.forget
+        memory = {name: peak_bytes(partial(trainings.step, name, run), forget) for name, run in runners.items()}
         found["rows"][kind] = {
             "tokens": rows.batch.num_tokens, "flops": flops, "gemm_flops": PRODUCTS * 2 * size**3 / min(seconds[GEMM]),
             "steps": {name: {"loss": losses[kind][name], "seconds": seconds[name], "peak_bytes": memory[name]}
@@ -215,13 +222,15 @@ def heads(size: str, rounds: int) -> dict[str, Any]:
         "anymodal, with z-loss": lambda: token_loss(head, hidden, wanted, classes, Z_LOSS).total,
     }  # fmt: skip
 
-    def step(loss_of: Callable[[], Tensor]) -> None:
+    def forget() -> None:
         hidden.grad = head.weight.grad = None
+
+    def step(loss_of: Callable[[], Tensor]) -> None:
+        forget()
         loss_of().backward()
 
-    step(losses["anymodal, with z-loss"])  # pages of the gradients are there
     gradients = sum(each.nbytes for each in (hidden, head.weight))
-    memory = {name: peak_bytes(partial(step, loss)) for name, loss in losses.items()}
+    memory = {name: peak_bytes(partial(step, loss), forget) for name, loss in losses.items()}
     seconds = race({name: (lambda _, loss=loss: step(loss)) for name, loss in losses.items()}, rounds, clock())  # type: ignore[misc]
     return {
         "targets": targets, "dim": dim, "classes": classes, "gradient_bytes": gradients,
@@ -229,10 +238,15 @@ def heads(size: str, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def peak_bytes(run: Callable[[], Any]) -> int | None:
-    """Return the most memory that a run holds beyond what is held before it; None where the system does not tell."""
+def peak_bytes(run: Callable[[], Any], forget: Callable[[], None]) -> int | None:
+    """Return the most memory that a run holds beyond what `forget` leaves; None where the system does not tell."""
     if not (STATUS.is_file() and RESET.is_file()):
         return None
+    run()  # what is made once is there
+    forget()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc keeps what is freed
+        trim(0)
     before = _status("VmRSS")
     RESET.write_text("5", encoding="utf-8")  # sets VmHWM back
     run()
