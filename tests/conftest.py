@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from jaxtyping import install_import_hook
@@ -187,7 +187,7 @@ def _fork(rank: int, world: int, port: int, call: Callable[[int], Any], group: i
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
         }  # fmt: skip
-        rank_zero_only.rank = rank  # Lightning asks when it is imported, which was before
+        cast(Any, rank_zero_only).rank = rank  # Lightning asks when it is imported, which was before
         code = call(rank) or 0
     except BaseException as error:
         print(f"process {rank}: {type(error).__name__}: {error}", flush=True)

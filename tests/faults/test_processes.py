@@ -106,7 +106,7 @@ def test_a_full_disk_of_one_process_stops_all_and_costs_no_checkpoint(
     def fills(rank: int) -> int:
         original = ShardedStrategy.save_checkpoint
 
-        def save(self: ShardedStrategy, checkpoint: dict[str, Any], filepath: Any, storage_options: Any) -> None:
+        def save(self: ShardedStrategy, checkpoint: Any, filepath: Any, storage_options: Any = None) -> None:
             if rank == SECOND and "step-00000002" in str(filepath):
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))

@@ -55,9 +55,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert second[name] == pytest.approx(first[name], rel=2e-4, abs=1e-5), name
     expected, found = (ModelFolder.load(out / "model").model.state_dict() for out in (one, other))
     for name, tensor in expected.items():
-        torch.testing.assert_close(
-            found[name], tensor, rtol=0, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-4)
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def learn(parts: ModelFolder, batch: Batch, stage: StageConfig) -> None:
     optimizer = OptimizerConfig(learning_rate=5e-3, warmup_steps=5, schedule="constant")
     run = RunConfig(steps=STEPS, log_every=STEPS + 1)
     objective = UnifiedObjective(parts.model.train(), stage=stage, optimizer=optimizer, run=run)
-    objective.log = lambda *_, **__: None  # type: ignore[assignment,method-assign]
+    objective.log = lambda *_, **__: None  # type: ignore[method-assign]
     with only_training(parts.model, stage):
         built: Any = objective.configure_optimizers()
         for number in range(STEPS):
