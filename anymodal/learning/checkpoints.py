@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -133,6 +133,8 @@ class StepCheckpoints(pl.Callback):
         """Save at a step border, unless a validation comes first: a run that resumes would leave it out."""
         validates = trainer.enable_validation and (batch_idx + 1) % (trainer.val_check_batch or 1) == 0
         if self._is_due(trainer) and not validates:
+            # Lightning would log the step behind this: a kill in between would leave a checkpoint without its line
+            cast(Any, trainer)._logger_connector.update_train_step_metrics()
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

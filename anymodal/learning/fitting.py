@@ -111,16 +111,31 @@ def _loggers(out: Path, start: int) -> list[Logger]:
     return loggers
 
 
+class _StepLogger(CSVLogger):
+    """Write a line once: `StepCheckpoints` logs a step before it saves, Lightning again behind it."""
+
+    _last: str = ""
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        line = f"{step} {sorted((name, float(value)) for name, value in metrics.items())}"
+        if line != self._last:
+            self._last = line
+            super().log_metrics(metrics, step)
+
+
 def _csv_logger(out: Path, start: int) -> CSVLogger:
     """Log to `out/logs/metrics.csv`, keeping what it says of the steps before `start`; Lightning's logger would not."""
-    path = out / "logs" / "metrics.csv"
+    path, before = out / "logs" / "metrics.csv", out / "logs" / ".metrics.csv.before"
     rows: list[dict[str, str]] = []
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) < start]
-    logger = CSVLogger(out, name="logs", version="", flush_logs_every_n_steps=1)
+    if path.is_file() and not before.is_file():
+        path.replace(before)  # until the new file is whole
+    if before.is_file():
+        with before.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit() and int(row["step"]) < start]
+    logger = _StepLogger(out, name="logs", version="", flush_logs_every_n_steps=1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Experiment logs directory")
         logger.experiment.metrics = cast(Any, rows)  # it writes what it is given
     logger.save()
+    before.unlink(missing_ok=True)
     return logger

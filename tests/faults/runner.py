@@ -34,7 +34,7 @@ FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
 
 class Harm(pl.Callback):
-    """Do what `fault` says when that many steps have been made."""
+    """Do what `fault` says when that many steps have been made, at once where that is less than none."""
 
     def __init__(self, fault: Mapping[str, Any], ready: int) -> None:
         self.fault, self.ready = fault, ready
@@ -112,7 +112,10 @@ def spoil(fault: Mapping[str, Any]) -> None:
 def run(request: Mapping[str, Any], ready: int) -> int:
     callbacks_for, fault = callbacks.callbacks_for, request["fault"]
     added: list[pl.Callback] = [Diary(request["diary"])] if request["diary"] else []
-    added += [Harm(fault, ready)] if "after" in fault else []
+    if "after" in fault:
+        added.append(harm := Harm(fault, ready))
+        if fault["after"] < 0:
+            getattr(harm, fault["kind"])()
     if "steps" in fault:
         spoil(fault)
 

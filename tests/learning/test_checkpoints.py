@@ -68,6 +68,7 @@ def test_two_are_kept_and_a_damaged_one_is_written_again(tmp_path: Path) -> None
     callback = StepCheckpoints(tmp_path, every=2)
     trainer = Mock(spec=pl.Trainer, max_steps=7, is_global_zero=True, enable_validation=False)
     trainer.save_checkpoint = lambda path: IO.save_checkpoint({}, path)
+    trainer._logger_connector = Mock()
     saved = []
     for step in range(1, 8):
         trainer.global_step, trainer.should_stop = step, step == 5
@@ -85,7 +86,7 @@ def test_a_validation_of_the_same_step_comes_first(tmp_path: Path) -> None:
     callback = StepCheckpoints(tmp_path, every=2)
     trainer = Mock(spec=pl.Trainer, max_steps=9, is_global_zero=True, should_stop=False, enable_validation=True)
     trainer.save_checkpoint = lambda path: IO.save_checkpoint({}, path)
-    trainer.val_check_batch = 4
+    trainer.val_check_batch, trainer._logger_connector = 4, Mock()
     saved = []
     for step in range(1, 5):
         trainer.global_step = step
