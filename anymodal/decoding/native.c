@@ -6,7 +6,8 @@
  * A sum is a vector of partial sums that grows along i and is folded at the end, in every tile alike: the result of a
  * row depends neither on the other rows nor on the number of threads.
  *
- * Behind it stand RMSNorm and, in native_attention.c, attention to the cache, which torch reads slowly for few queries.
+ * Behind it stand RMSNorm; in native_attention.c, attention to the cache, which torch reads slowly for few queries; and
+ * in native_blocks.c all of a transformer for few rows.
  */
 
 #include <stdint.h>
@@ -24,7 +25,11 @@
 
 #define BLOCK 8 /* outputs; the outputs of every tile divide it */
 #define ROWS 4  /* of the largest tile */
-#define LINE 64 /* bytes that memory hands over at once */
+#define LINE 64    /* bytes that memory hands over at once */
+#define AHEAD 8192 /* bytes between what is read and what is fetched: in memory's order, which a tile's is not */
+
+/* With fewer, waking a thread takes longer than what it would do; keys and values count as weights. */
+#define WEIGHTS_A_THREAD 65536
 
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline))
@@ -150,9 +155,13 @@ INLINE void tile(const product *p, enum kind kind, int rows, int outs, int64_t r
         UNROLL for (int b = 0; b < outs; b++) sums[a][b] = (vector){0};
     }
     for (int64_t i = 0; i < whole;) {
-        const int64_t end = kind == FLOAT32 || whole - i < step ? whole : i + step;
-        if (kind != FLOAT32) { /* the next tile's weights; float32 was measured to gain nothing */
-            UNROLL for (int b = 0; b < outs; b++) __builtin_prefetch(w + ((outs + b) * in + i) * size);
+        const int64_t end = whole - i < step ? whole : i + step;
+        const char *ahead = w + i * size * outs + (kind == FLOAT32 ? 2 * AHEAD : AHEAD);
+        UNROLL for (int b = 0; b < outs; b++, ahead += LINE) {
+            if (kind == FLOAT32)
+                __builtin_prefetch(ahead, 0, 2); /* the nearest cache is too small for these */
+            else
+                __builtin_prefetch(ahead);
         }
         for (; i < end; i += LANES) {
             vector read[ROWS];
@@ -211,12 +220,17 @@ void anymodal_use_openmp(void *gomp_parallel, void *omp_get_thread_num, void *om
     memcpy(&thread_count, &omp_get_num_threads, sizeof thread_count);
 }
 
+static int64_t worth(int64_t threads, int64_t weights) {
+    return parallel && weights >= WEIGHTS_A_THREAD * threads ? threads : 1;
+}
+
 static void body(void *data) { share(data, thread_number(), thread_count()); }
 
 void anymodal_linear(int64_t kind, int64_t threads, float *y, const float *x, const void *w, const float *scale,
                      int64_t rows, int64_t in, int64_t out) {
     product p = {(enum kind)kind, y, x, w, scale, rows, in, out};
-    if (threads > 1 && parallel)
+    threads = worth(threads, in * out);
+    if (threads > 1)
         parallel(body, &p, (unsigned)threads, 0);
     else
         share(&p, 0, 1);

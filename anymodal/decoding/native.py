@@ -18,15 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 COMPILERS = ("cc", "gcc", "clang")
-SOURCES = ("native.c", "native_attention.c")
+SOURCES = ("native.c", "native_attention.c", "native_blocks.c")
 """What the library is compiled from, as one."""
 
 ATTENTION = struct.Struct("20qf4x")
 """The C struct `attention`."""
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-WEIGHTS_A_THREAD = 2**16
-"""Below this many, waking a thread takes longer than what it would do; keys and values count as weights."""
 
 
 def native_linear(
@@ -107,6 +105,10 @@ class Kernel:
         self._attention = loaded.anymodal_attention
         self._attention.argtypes = (pointer, size)
         self._attention.restype = size
+        self.blocks = loaded.anymodal_blocks
+        """Pass hidden states through all blocks: a pointer to what `native_blocks` describes, and the threads."""
+        self.blocks.argtypes = (pointer, size)
+        self.blocks.restype = size
         self._rms_norm = loaded.anymodal_rms_norm
         self._rms_norm.argtypes = (pointer, pointer, pointer, size, size, ctypes.c_float)
         self._rms_norm.restype = None
@@ -142,10 +144,7 @@ class Kernel:
             )
         x = x.contiguous()
         y = x.new_empty((*shape[:-1], out))
-        threads = torch.get_num_threads()
-        if threads > 1 and weight.numel() < WEIGHTS_A_THREAD * threads:
-            threads = 1
-        scales = None if scale is None else scale.data_ptr()
+        threads, scales = torch.get_num_threads(), None if scale is None else scale.data_ptr()
         rows = x.numel() // width
         self._linear(kind, threads, y.data_ptr(), x.data_ptr(), weight.data_ptr(), scales, rows, width, out)
         return y
@@ -178,14 +177,11 @@ class Kernel:
                 "or leave `native` off."
             )
         y = q.new_empty(q.shape)
-        threads = torch.get_num_threads()
-        if threads > 1 and 2 * rows * kv_heads * shown * width < WEIGHTS_A_THREAD * threads:
-            threads = 1
         pointers = y.data_ptr(), q.data_ptr(), keys.data_ptr(), values.data_ptr(), places.data_ptr()
         sizes = rows, count, heads, kv_heads, width, shown
         scale = width**-0.5 if scale is None else scale
         steps = *strides[:3], *strides[4:7], *strides[8:11]
-        if not self._attention(ATTENTION.pack(*pointers, *sizes, *steps, scale), threads):
+        if not self._attention(ATTENTION.pack(*pointers, *sizes, *steps, scale), torch.get_num_threads()):
             raise ValueError(f"places must lie in [0, {shown}), got {places.tolist()}; show more of the cache.")
         return y
 

@@ -241,7 +241,8 @@ static void attend_body(void *data) { attend_share(data, thread_number(), thread
 int64_t anymodal_attention(const attention *p, int64_t threads) {
     for (int64_t i = 0; i < p->rows * p->queries; i++)
         if (p->places[i] < 0 || p->places[i] >= p->shown) return 0;
-    if (threads > 1 && parallel)
+    threads = worth(threads, 2 * p->rows * p->kv_heads * p->shown * p->width);
+    if (threads > 1)
         parallel(attend_body, (void *)p, (unsigned)threads, 0);
     else
         attend_share(p, 0, 1);

@@ -9,14 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anymodal.decoding.native import load_kernel, native_attention, native_linear, native_rms_norm
+from anymodal.decoding.native_blocks import NATIVE_QUERIES, NATIVE_ROWS, NativeBlocks
 from anymodal.model.transformer import Attention
 from anymodal.model.unified import AnyModal
-
-NATIVE_ROWS = 64
-"""Up to this many rows the native kernel was measured to be no slower than torch."""
-
-NATIVE_QUERIES = 8
-"""The same of a row's queries and the native attention."""
 
 INT8_ROWS = 16
 """Up to this many rows torch's int8 product was measured to be faster than widened weights."""
@@ -238,13 +233,14 @@ def _widen(model: AnyModal, besides: set[nn.Linear]) -> None:
 
 
 def _hand_over(model: AnyModal) -> None:
-    """Let the native kernel attend and normalise."""
+    """Let the native kernel pass all blocks where it can, and attend and normalise elsewhere."""
     for module in list(model.transformer.modules()):
         if isinstance(module, Attention):
             module.attend = _attend
         for name, child in list(module.named_children()):
             if isinstance(child, nn.RMSNorm):
                 setattr(module, name, NativeRMSNorm(child))
+    model.transformer.stack = NativeBlocks(model.transformer)
 
 
 def _join(module: nn.Module, joined: str) -> None:

@@ -1,6 +1,7 @@
 """A random model in float64, requests to it, and a loop without cache or batch that says what they must give."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from anymodal.decoding.choice import Settings, choose
 from anymodal.decoding.config import EngineConfig, SamplingConfig
+from anymodal.decoding.native import COMPILERS, load_kernel
 from anymodal.decoding.request import Guides, Request
 from anymodal.decoding.sampler import Sampler
 from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
@@ -184,3 +186,23 @@ class Setup:
 def make_setup() -> Callable[..., Setup]:
     """Make a setup of (heads, layout, dtype); the same one for the same."""
     return cache(Setup)
+
+
+@pytest.fixture(scope="module")
+def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the native kernel in a folder of the test run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        load_kernel.cache_clear()
+        yield
+    load_kernel.cache_clear()
+
+
+@pytest.fixture
+def compiler(request: pytest.FixtureRequest, kernel_folder: None) -> None:
+    """Run a test that is asked for the native kernel where there is a compiler; elsewhere see that this is said."""
+    native = not hasattr(request.node, "callspec") or request.node.callspec.params.get("native", True)
+    if native and not any(map(shutil.which, COMPILERS)):
+        with pytest.raises(ValueError, match="needs a C compiler"):
+            load_kernel()
+        pytest.skip("there is no C compiler")

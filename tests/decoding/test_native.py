@@ -1,9 +1,5 @@
-import functools
 import math
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ParamSpec
 
 import pytest
 import torch
@@ -12,8 +8,6 @@ from torch import Tensor
 
 from anymodal.decoding import native
 from anymodal.decoding.native import (
-    COMPILERS,
-    WEIGHTS_A_THREAD,
     build_kernel,
     load_kernel,
     native_attention,
@@ -21,7 +15,6 @@ from anymodal.decoding.native import (
     native_rms_norm,
 )
 
-P = ParamSpec("P")
 SHAPES = [  # rows, queries, heads, kv_heads, head_dim, keys
     (1, 1, 1, 1, 4, 1),
     (2, 1, 8, 8, 64, 100),
@@ -30,32 +23,8 @@ SHAPES = [  # rows, queries, heads, kv_heads, head_dim, keys
     (1, 33, 4, 4, 16, 129),
     (2, 3, 4, 4, 128, 64),
 ]
+WEIGHTS_OF_TWO_THREADS = 2**17  # with fewer, the kernel wakes no second one
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
-
-
-def needs_compiler(test: Callable[P, None]) -> Callable[P, None]:
-    """Run a test where there is a compiler; elsewhere see that this is said."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        if any(map(shutil.which, COMPILERS)):
-            test(*args, **kwargs)
-        else:
-            with pytest.raises(ValueError, match="needs a C compiler"):
-                build_kernel()
-
-    return run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep the kernel in a folder of the test run."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        load_kernel.cache_clear()
-        yield folder
-    load_kernel.cache_clear()
 
 
 def weights(out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -64,7 +33,7 @@ def weights(out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | 
     return torch.randn(out, width).to(dtype), None
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("out", "width"), [(8, 32), (16, 64), (9, 7), (1, 1), (23, 77), (40, 131)])
 def test_product_is_that_of_float64(out: int, width: int, dtype: torch.dtype) -> None:
@@ -79,7 +48,7 @@ def test_product_is_that_of_float64(out: int, width: int, dtype: torch.dtype) ->
         assert bool(((y - x.double() @ wide.T).abs() <= 1e-6 * size).all())
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_axes_before_the_last_are_rows() -> None:
     weight, _ = weights(5, 12, torch.bfloat16)
     x = torch.randn(12, 3, 2).permute(2, 1, 0)
@@ -87,11 +56,11 @@ def test_axes_before_the_last_are_rows() -> None:
     assert native_linear(x[0, 0], weight).shape == (5,)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_row_depends_neither_on_others_nor_on_threads(dtype: torch.dtype) -> None:
     out, width = 517, 301
-    assert out * width >= 2 * WEIGHTS_A_THREAD, "large enough for two threads"
+    assert out * width >= WEIGHTS_OF_TWO_THREADS
     weight, scale = weights(out, width, dtype)
     x = torch.randn(33, width)
     alone = torch.cat([native_linear(row[None], weight, scale) for row in x])
@@ -105,7 +74,7 @@ def test_row_depends_neither_on_others_nor_on_threads(dtype: torch.dtype) -> Non
         torch.set_num_threads(before)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_operator_can_be_traced() -> None:
     weight, scale = weights(5, 12, torch.int8)
     x = torch.randn(2, 12)
@@ -118,7 +87,7 @@ def test_operator_can_be_traced() -> None:
     assert torch.equal(compiled(x), native_linear(x, weight, scale) + 1)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_what_the_kernel_cannot_read_is_refused() -> None:
     weight, x = torch.randn(5, 12), torch.randn(2, 12)
     wrong = [
@@ -154,7 +123,7 @@ def true_attention(q: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> T
     return mixed.transpose(1, 2)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_attention_is_that_of_float64_and_reads_what_is_seen_alone(shape: tuple[int, ...]) -> None:
     q, keys, values, places = attention(*shape)
@@ -167,11 +136,11 @@ def test_attention_is_that_of_float64_and_reads_what_is_seen_alone(shape: tuple[
     torch.testing.assert_close(far.double(), true_attention(100 * q, keys, values, places), atol=2e-3, rtol=0)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("shape", [(5, 9, 6, 2, 80, 200), (5, 9, 4, 4, 64, 150), (19, 9, 8, 4, 10, 100)], ids=str)
 def test_attention_of_a_query_depends_on_nothing_else(shape: tuple[int, ...]) -> None:
     q, keys, values, places = attention(*shape)
-    assert 2 * keys.numel() >= 2 * WEIGHTS_A_THREAD, "large enough for two threads"
+    assert 2 * keys.numel() >= WEIGHTS_OF_TWO_THREADS
     alone = torch.empty(q.shape)
     for row in range(len(q)):
         for n in range(q.shape[1]):
@@ -192,7 +161,7 @@ def test_attention_of_a_query_depends_on_nothing_else(shape: tuple[int, ...]) ->
         torch.set_num_threads(before)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("where", range(3))
 def test_no_number_stays_with_those_who_see_it(where: int, bad: float) -> None:
@@ -220,7 +189,7 @@ def test_no_number_stays_with_those_who_see_it(where: int, bad: float) -> None:
         assert bool((after[changed][:, 5] == torch.inf).all())
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_attention_can_be_traced() -> None:
     given = (*attention(2, 3, 4, 2, 16, 20), None)
     torch.library.opcheck(native._traced_attention, given, test_utils=("test_schema", "test_faketensor"))
@@ -232,7 +201,7 @@ def test_attention_can_be_traced() -> None:
     assert torch.equal(compiled(given[0]), native_attention(*given[:4]) + 1)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_attention_that_the_kernel_cannot_read_is_refused() -> None:
     q, keys, values, places = attention(2, 3, 4, 2, 16, 20)
     wrong = [
@@ -254,7 +223,7 @@ def test_attention_that_the_kernel_cannot_read_is_refused() -> None:
     assert native_attention(q[:0], keys[:0], values[:0], places[:0]).shape == (0, 3, 4, 16)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("width", [1, 7, 16, 77, 512])
 def test_rms_norm_is_that_of_float64(width: int) -> None:
     torch.manual_seed(0)
@@ -270,7 +239,7 @@ def test_rms_norm_is_that_of_float64(width: int) -> None:
             load_kernel().rms_norm(*wrong, 1e-5)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_kernel_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made: list[str] = []
@@ -292,7 +261,7 @@ def test_kernel_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         build_kernel()
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_folder_that_others_may_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))

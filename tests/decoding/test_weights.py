@@ -1,7 +1,4 @@
-import functools
-import shutil
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -9,9 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anymodal.decoding import weights
-from anymodal.decoding.native import COMPILERS, load_kernel, native_attention
+from anymodal.decoding.native import load_kernel, native_attention
 from anymodal.decoding.weights import (
-    NATIVE_QUERIES,
     BFloat16Linear,
     Float32Linear,
     Int8Linear,
@@ -27,31 +23,6 @@ ROWS = (1, 2, 3, 8, 9, 16, 17, 33, 65)
 SHAPES = [(32, 64), (9, 7), (23, 48), (5, 100)]
 ROUNDED = 2**-7  # of the sum of absolute products, where torch rounds rows and results to bfloat16
 Heads = Literal["shared", "decoupled"]
-P = ParamSpec("P")
-
-
-def needs_compiler(test: Callable[P, None]) -> Callable[P, None]:
-    """Run a test that is asked for the native kernel where there is a compiler; elsewhere see that this is said."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        if not kwargs.get("native", True) or any(map(shutil.which, COMPILERS)):
-            test(*args, **kwargs)
-        else:
-            with pytest.raises(ValueError, match="needs a C compiler"):
-                load_kernel()
-
-    return run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the kernel in a folder of the test run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        load_kernel.cache_clear()
-        yield
-    load_kernel.cache_clear()
 
 
 def linear(out: int, width: int, *, bias: bool = True) -> nn.Linear:
@@ -63,7 +34,7 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.double(), weight.double(), None if bias is None else bias.double())
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("out", "width"), SHAPES)
@@ -82,7 +53,7 @@ def test_bfloat16_rounds_weights(out: int, width: int, bias: bool, native: bool)
         assert bool(((y - exact(x, light.weight, light.bias)).abs() <= bound).all())
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("out", "width"), SHAPES)
@@ -101,7 +72,7 @@ def test_int8_errs_by_half_a_step_a_weight(out: int, width: int, bias: bool, nat
         assert bool(((y - exact(x, source.weight, source.bias)).abs() <= bound).all())
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(("out", "width"), SHAPES)
 def test_float32_keeps_weights(out: int, width: int) -> None:
     source = linear(out, width)
@@ -123,7 +94,7 @@ def test_int8_of_zeros_is_zero_and_of_no_number_an_error() -> None:
         Int8Linear.of(source)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("native", [False, True])
 def test_selected_outputs_are_the_same_and_share_memory(native: bool) -> None:
     source = linear(24, 32)
@@ -146,7 +117,7 @@ def light_model(toy: Any, kind: Kind, *, native: bool = False, **changes: Any) -
     return model
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("heads", ["shared", "decoupled"])
 @pytest.mark.parametrize(("kind", "bound"), [("bfloat16", 0.01), ("int8", 0.02), ("float32", 1e-5)])
@@ -172,12 +143,14 @@ def test_logits_of_a_light_model_are_near(toy: Any, kind: Kind, bound: float, he
     assert all(name.startswith(("understanding.", "image_aligner.")) for name in linears)
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("bucket", [0, 64])
-def test_cache_of_a_native_model_holds_what_is_read_at_once(
+def test_attention_of_a_native_model_is_that_of_a_whole_pass(
     toy: Any, bucket: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """So it is where the kernel does not pass all blocks at once."""
     model, light = toy.parts().model.eval().requires_grad_(False), light_model(toy, "float32", native=True).eval()
+    light.transformer.stack = None
     counts = list[int]()
 
     def counted(q: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Tensor:
@@ -185,21 +158,17 @@ def test_cache_of_a_native_model_holds_what_is_read_at_once(
         return native_attention(q, keys, values, places)
 
     monkeypatch.setattr(weights, "native_attention", counted)
-    cache = KVCache(light.config.transformer, num_rows=3, capacity=200, bucket=bucket)
-    ids = torch.arange(300).view(3, 100) % 250
-    whole = model(ids).hidden
-    for count, rows in ((40, slice(0, 3)), (1, slice(0, 2)), (5, slice(0, 2)), (1, slice(0, 3)), (8, slice(0, 2))):
-        begins = [cache.filled(row) for row in range(*rows.indices(3))]
-        part = torch.stack([ids[row, begin : begin + count] for row, begin in enumerate(begins)])
-        hidden = light.append(light.embed(part), part, cache.reserve(count, rows))
-        cache.keep(count, rows)
-        true = torch.stack([whole[row, begin : begin + count] for row, begin in enumerate(begins)])
-        torch.testing.assert_close(hidden, true, atol=2e-5, rtol=1e-5)
-    assert counts == [n for n in (1, 5, 1, 8) for _ in range(light.config.transformer.depth)]
-    assert NATIVE_QUERIES < 40, "the longest part is torch's"
+    ids = torch.arange(180).view(2, 90) % 250
+    whole, cache = model(ids).hidden, KVCache(light.config.transformer, num_rows=2, capacity=200, bucket=bucket)
+    for begin, count in ((0, 40), (40, 1), (41, 8), (49, 9)):
+        part = ids[:, begin : begin + count]
+        hidden = light.append(light.embed(part), part, cache.reserve(count))
+        cache.keep(count)
+        torch.testing.assert_close(hidden, whole[:, begin : begin + count], atol=2e-5, rtol=1e-5)
+    assert counts == [n for n in (1, 8) for _ in range(light.config.transformer.depth)]
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_norms_of_a_native_model_keep_their_weights(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy.parts().model
     names, weight = list(model.transformer.state_dict()), model.transformer.norm.weight
@@ -226,7 +195,7 @@ def test_tied_head_gets_its_own_weights(toy: Any, kind: Kind) -> None:
     assert float((light.text_logits(x) - true).norm() / true.norm()) < 0.02
 
 
-@needs_compiler
+@pytest.mark.usefixtures("compiler")
 def test_tied_head_stays_tied_in_float32(toy: Any) -> None:
     light = light_model(toy, "float32", native=True, tie_embeddings=True)
     assert light.head.weight.data_ptr() == light.embedding.weight.data_ptr()
