@@ -6,7 +6,8 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from anymodal.learning.batches import StepData
 from anymodal.learning.callbacks import ProgressLines, StopAtBorder, callbacks_for
 from anymodal.learning.checkpoints import DurableCheckpointIO, newest, step_of
 from anymodal.learning.config import RunConfig
-from anymodal.learning.distributed import processes_of, strategy_of
+from anymodal.learning.distributed import is_first, processes_of, strategy_of
 from anymodal.learning.loading import explained
 
 STOPPED = 75
@@ -37,8 +38,7 @@ def fit(
 ) -> int:
     """Train until `run.steps`, resuming from the newest whole checkpoint under `out`.
 
-    Returns 0 when the run is complete, else the exit code that asks for the same command again (130 after Ctrl-C, 75
-    after SIGTERM).
+    Returns 0 when the run is complete, else what asks for the same command again: 130 after Ctrl-C, 75 after SIGTERM.
 
     Raises:
         ValueError: the processes do not fit the run.
@@ -52,8 +52,8 @@ def fit(
     stop, *others = callbacks_for(folder, run.checkpoint_every)
     # buffers hold ids and codebooks: they are copied, an average of them would be none; this function keeps what does
     # not change to the bit, as Lightning's EMAWeightAveraging does not
-    average = get_ema_multi_avg_fn(run.ema_decay)
-    averaging = [WeightAveraging(use_buffers=False, multi_avg_fn=average)] if run.ema_decay else []
+    averaged = WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(run.ema_decay))
+    averaging = [averaged] if run.ema_decay else []
     bar = RichProgressBar() if sys.stderr.isatty() else ProgressLines()
     validated = run.validate_every if data.held_out is not None else 0
     checkpoint = newest(folder)
@@ -81,18 +81,25 @@ def fit(
         gradient_clip_val=None,
     )
     assert isinstance(stop, StopAtBorder), "the first callback listens for signals"
-    with warnings.catch_warnings(), stop.restored(), explained():
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-        try:
-            trainer.fit(objective, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as error:  # so Lightning ends on Ctrl-C
-            raise KeyboardInterrupt from error
+    with _quietly(), stop.restored(), explained():
+        trainer.fit(objective, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     for callback in averaging:
         callback.on_train_end(trainer, objective)  # Lightning leaves this out when no step was left
     if stop.received is None or trainer.global_step >= run.steps:
         return 0
     return 130 if stop.received == signal.SIGINT else STOPPED
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Leave out what Lightning warns of, and let it end on Ctrl-C as everything does."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        try:
+            yield
+        except SystemExit as error:
+            raise KeyboardInterrupt from error
 
 
 def precision_of(run: RunConfig) -> str:
@@ -125,6 +132,8 @@ class _StepLogger(CSVLogger):
 
 def _csv_logger(out: Path, start: int) -> CSVLogger:
     """Log to `out/logs/metrics.csv`, keeping what it says of the steps before `start`; Lightning's logger would not."""
+    if not is_first():
+        return CSVLogger(out, name="logs", version="")  # it writes nothing there
     path, before = out / "logs" / "metrics.csv", out / "logs" / ".metrics.csv.before"
     rows: list[dict[str, str]] = []
     if path.is_file() and not before.is_file():
