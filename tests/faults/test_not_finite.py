@@ -20,7 +20,9 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("where", "value"), [("loss", "nan"), ("loss", "inf"), ("gradient", "nan"), ("gradient", "-inf")]
 )
-def test_one_step_is_left_out(programs: Any, tmp_path: Path, where: str, value: str) -> None:
+def test_one_step_is_left_out(programs: Any, tmp_path: Path, where: str, value: str, long: bool) -> None:
+    if not long and (where, value) in (("loss", "inf"), ("gradient", "nan")):
+        pytest.skip("in the long form")
     spoiled = {"steps": [3, 4, 6], "where": where, "value": value}
     words = (*WORDS, "--run.checkpoint_every", "1", "--run.ema_decay", "0")
     assert programs(tmp_path, *words, "--run.steps", "4", **spoiled).code == 0

@@ -61,7 +61,7 @@ def batches(toy: Any, index: ShardIndex, rank: int, world: int, batch_size: int 
 
 
 @pytest.mark.parametrize("sizes", [[5], [1] * 10, [17, 1, 3, 1], [12, 12]], ids=str)
-@pytest.mark.parametrize("world", [2, 4, 8])
+@pytest.mark.parametrize("world", [2, 8])
 def test_every_process_makes_as_many_steps_whatever_the_shards(
     toy: Any, tmp_path: Path, sizes: list[int], world: int
 ) -> None:
@@ -79,14 +79,14 @@ def test_every_process_makes_as_many_steps_whatever_the_shards(
 
 
 def test_more_workers_than_shards_change_nothing(programs: Any, tmp_path: Path) -> None:
-    """The five shards of the run feed none, three and eight processes."""
+    """The five shards of the run feed none and eight processes."""
     words = ("--run.steps", "3", "--run.validate_every", "0")
     diaries = []
-    for workers in ("0", "3", "8"):
+    for workers in ("0", "8"):
         assert programs(tmp_path / workers, *words, "--data.num_workers", workers, diary=True).code == 0
         diaries.append((tmp_path / workers / "diary.jsonl").read_text())
     assert diaries[0].count("\n") == 3
-    assert diaries[0] == diaries[1] == diaries[2]
+    assert diaries[0] == diaries[1]
 
 
 def test_a_batch_that_processes_cannot_share_is_refused_with_the_counts(toy: Any) -> None:
