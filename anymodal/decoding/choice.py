@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anymodal.decoding.config import SamplingConfig
-from anymodal.decoding.noise import gumbel
+from anymodal.decoding.noise import Noise, gumbel
 
 NOT_NUMBERS, NOTHING_ALLOWED = 1, 2
 FAULTS = {NOT_NUMBERS: "not numbers", NOTHING_ALLOWED: "no finite number among the allowed ids"}
@@ -33,6 +33,8 @@ class Settings:
     most: int
     cuts: bool
     samples: bool
+    scales: bool
+    greedy: bool
 
     @classmethod
     def of(cls, configs: Sequence[SamplingConfig], device: torch.device | str = "cpu") -> "Settings":
@@ -45,6 +47,8 @@ class Settings:
             most=max(kept, default=0),
             cuts=any(each.top_p < 1 for each in configs),
             samples=any(each.temperature > 0 for each in configs),
+            scales=any(each.temperature not in (0, 1) for each in configs),
+            greedy=any(each.temperature == 0 for each in configs),
         )
 
 
@@ -85,15 +89,17 @@ def choose(
     seeds: Int[Tensor, " b"],
     positions: Int[Tensor, " b"],
     allowed: Bool[Tensor, "b v"] | None = None,
+    noise: Noise = gumbel,
 ) -> Choice:
     """Choose the next id of every row among `ids`, without asking the device for a number.
 
-    Computed in float32, or in what is wider. A row with a fault gets an id that means nothing.
+    Computed in float32, or in what is wider. A row with a fault gets an id that means nothing. `noise` is `gumbel`, or
+    what computes the same faster.
     """
     scaled, faults = prepared(logits, settings, allowed)
     if settings.samples:
-        noise = gumbel(seeds, positions, ids, scaled.dtype)
-        scaled = torch.where(settings.temperature > 0, scaled + noise, scaled)
+        noisy = scaled + noise(seeds, positions, ids, scaled.dtype)
+        scaled = torch.where(settings.temperature > 0, noisy, scaled) if settings.greedy else noisy
     return Choice(ids[scaled.argmax(dim=-1)], faults)
 
 
@@ -108,8 +114,10 @@ def prepared(
     faults = torch.where(torch.isneginf(best), NOTHING_ALLOWED, torch.where(torch.isfinite(best), 0, NOT_NUMBERS))
     if not settings.samples:
         return wide, faults
-    temperature = settings.temperature.to(wide.dtype)
-    scaled = torch.where(temperature > 0, wide / temperature.clamp(min=1e-6), wide)
+    scaled = wide
+    if settings.scales:
+        temperature = settings.temperature.to(wide.dtype)
+        scaled = torch.where(temperature > 0, wide / temperature.clamp(min=1e-6), wide)
     if settings.most:
         scaled = _keep_top_k(scaled, settings)
     if settings.cuts:

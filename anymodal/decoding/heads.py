@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anymodal.decoding.choice import Choice, Settings, choose, guide, guide_three_ways
+from anymodal.decoding.native import native_gumbel
+from anymodal.decoding.noise import Noise, gumbel
 from anymodal.decoding.request import Request, Ticket
 from anymodal.model.unified import AnyModal
 from anymodal.tokens.grammar import Grammar, stack_grammars
@@ -190,9 +192,11 @@ class Heads:
     whole: bool
     text_ids: Tensor = field(init=False)
     boi: int = field(init=False)
+    noise: Noise = field(init=False)
 
     def __post_init__(self) -> None:
-        """Remember the ids of the text head."""
+        """Remember the ids of the text head, and who makes noise: the native kernel, where the model has it."""
+        self.noise = gumbel if self.model.transformer.stack is None else native_gumbel
         self.text_ids = torch.arange(self.model.num_text_rows, device=self.model.device)
         self.boi = self.model.vocabulary.special("boi")
 
@@ -206,7 +210,8 @@ class Heads:
     def codes(self, hidden: Float[Tensor, "s d"], rows: Rows, positions: Int[Tensor, " b"]) -> Choice:
         """Choose codes."""
         logits = self.code_logits(hidden, rows, positions)
-        return choose(logits, rows.settings, ids=self.model.image_ids, seeds=rows.seeds, positions=positions)
+        where = {"ids": self.model.image_ids, "seeds": rows.seeds, "positions": positions}
+        return choose(logits, rows.settings, **where, noise=self.noise)
 
     def texts(
         self,
@@ -224,7 +229,8 @@ class Heads:
         allowed = grammar.mask(state)[:, : self.model.num_text_rows]
         if closed:
             allowed[_tensor(closed, allowed.device), self.boi] = False
-        return choose(logits, rows.settings, ids=self.text_ids, seeds=rows.seeds, positions=positions, allowed=allowed)
+        where = {"ids": self.text_ids, "seeds": rows.seeds, "positions": positions}
+        return choose(logits, rows.settings, **where, allowed=allowed, noise=self.noise)
 
 
 def _interval(live: Live) -> list[int]:

@@ -6,10 +6,11 @@
  * A sum is a vector of partial sums that grows along i and is folded at the end, in every tile alike: the result of a
  * row depends neither on the other rows nor on the number of threads.
  *
- * Behind it stand RMSNorm; in native_attention.c, attention to the cache, which torch reads slowly for few queries; and
+ * Behind it stand RMSNorm and GELU; in native_attention.c, attention to the cache, which torch reads slowly for few queries; and
  * in native_blocks.c all of a transformer for few rows.
  */
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -236,6 +237,11 @@ void anymodal_linear(int64_t kind, int64_t threads, float *y, const float *x, co
         share(&p, 0, 1);
 }
 
+/* y = x * (1 + erf(x / sqrt(2))) / 2. */
+void anymodal_gelu(float *y, const float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i++) y[i] = 0.5f * x[i] * (1 + erff(x[i] * 0.70710678118654752f));
+}
+
 /* y[r, i] = weight[i] * x[r, i] / sqrt(mean_i x[r, i]^2 + eps), a row at a time. */
 void anymodal_rms_norm(float *y, const float *x, const float *weight, int64_t rows, int64_t width, float eps) {
     const int64_t whole = width - width % LANES;
@@ -249,5 +255,32 @@ void anymodal_rms_norm(float *y, const float *x, const float *weight, int64_t ro
         for (int64_t i = whole; i < width; i++) sum += x[i] * x[i];
         const float factor = 1 / __builtin_sqrtf(sum / (float)width + eps);
         for (int64_t i = 0; i < width; i++) y[i] = x[i] * factor * weight[i];
+    }
+}
+
+static uint64_t mix_64(uint64_t x) {
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+    return x ^ x >> 31;
+}
+
+static inline uint32_t mix_32(uint32_t x) {
+    x = (x ^ x >> 16) * 0x7FEB352Du;
+    x = (x ^ x >> 15) * 0x846CA68Bu;
+    return x ^ x >> 16;
+}
+
+/* The uniform numbers that `gumbel` in noise.py turns into noise, to the last bit. */
+void anymodal_uniform(float *y, const int64_t *seeds, const int64_t *positions, const int64_t *ids, int64_t rows,
+                      int64_t count) {
+    const uint64_t golden = 0x9E3779B97F4A7C15u;
+    for (int64_t r = 0; r < rows; r++, y += count) {
+        const uint64_t key = mix_64(mix_64((uint64_t)seeds[r] * golden) + (uint64_t)positions[r] * golden);
+        const uint32_t low = (uint32_t)key, high = (uint32_t)(key >> 32);
+        for (int64_t i = 0; i < count; i++) {
+            const int32_t bits = (int32_t)(mix_32(mix_32((uint32_t)ids[i] * 0x9E3779B9u + low) + high) & 0x7FFFFFFFu);
+            const float uniform = (float)bits * 0x1p-31f + 0x1p-32f;
+            y[i] = uniform < 1 - 0x1p-23f ? uniform : 1 - 0x1p-23f;
+        }
     }
 }

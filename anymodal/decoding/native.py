@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anymodal.decoding.noise import gumbel, gumbel_of
+
 COMPILERS = ("cc", "gcc", "clang")
 SOURCES = ("native.c", "native_attention.c", "native_blocks.c")
 """What the library is compiled from, as one."""
@@ -72,6 +74,28 @@ def native_rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"], eps: 
     return load_kernel().rms_norm(x, weight, eps)
 
 
+def native_gelu(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+    """Compute GELU of float32 numbers by its error function (arXiv:1606.08415).
+
+    Raises:
+        ValueError: there is no compiler, or the tensor is not what the kernel reads.
+    """
+    return load_kernel().gelu(x)
+
+
+def native_gumbel(
+    seeds: Int[Tensor, " b"], positions: Int[Tensor, " b"], ids: Int[Tensor, " v"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "b v"]:
+    """Compute `gumbel` to the last bit; for other types than float32 torch does it.
+
+    Raises:
+        ValueError: there is no compiler.
+    """
+    if dtype is not torch.float32:
+        return gumbel(seeds, positions, ids, dtype)
+    return gumbel_of(load_kernel().uniform(seeds, positions, ids))
+
+
 @torch.library.custom_op("anymodal::native_linear", mutates_args=())
 def _traced(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     return load_kernel().linear(x, weight, scale)
@@ -105,6 +129,12 @@ class Kernel:
         self._attention = loaded.anymodal_attention
         self._attention.argtypes = (pointer, size)
         self._attention.restype = size
+        self._gelu = loaded.anymodal_gelu
+        self._gelu.argtypes = (pointer, pointer, size)
+        self._gelu.restype = None
+        self._uniform = loaded.anymodal_uniform
+        self._uniform.argtypes = (pointer, pointer, pointer, pointer, size, size)
+        self._uniform.restype = None
         self.blocks = loaded.anymodal_blocks
         """Pass hidden states through all blocks: a pointer to what `native_blocks` describes, and the threads."""
         self.blocks.argtypes = (pointer, size)
@@ -203,6 +233,29 @@ class Kernel:
         self._rms_norm(y.data_ptr(), x.data_ptr(), weight.data_ptr(), x.numel() // width, width, eps)
         return y
 
+    def gelu(self, x: Tensor) -> Tensor:
+        """Compute `native_gelu`.
+
+        Raises:
+            ValueError: the tensor is not what the kernel reads.
+        """
+        if x.dtype is not torch.float32 or not x.is_cpu or _wants_gradients(x):
+            raise ValueError(
+                "the native kernel computes GELU of float32 numbers of the CPU, without gradients; got "
+                f"{_describe(x)}; use torch.inference_mode(), or leave `native` off."
+            )
+        x = x.contiguous()
+        y = x.new_empty(x.shape)
+        self._gelu(y.data_ptr(), x.data_ptr(), x.numel())
+        return y
+
+    def uniform(self, seeds: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
+        """Return the uniform numbers [b, v] of `gumbel`, in float32."""
+        given = [each.long().contiguous() for each in (seeds, positions, ids)]
+        y = torch.empty(len(seeds), len(ids))
+        self._uniform(y.data_ptr(), *(each.data_ptr() for each in given), len(seeds), len(ids))
+        return y
+
 
 @functools.cache
 def load_kernel() -> Kernel:
@@ -230,7 +283,8 @@ def build_kernel() -> Path:
             "install one (package gcc or clang), or leave `native` off."
         )
     tune = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-    command = [compiler, "-std=gnu11", "-O3", tune, "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared", "-x", "c", "-"]
+    flags = ("-std=gnu11", "-O3", tune, "-fno-math-errno", "-Wno-psabi", "-fPIC", "-shared")
+    command = [compiler, *flags, "-x", "c", "-", "-lm"]
     folder_of_sources = resources.files("anymodal.decoding")
     source = b"".join((folder_of_sources / name).read_bytes() for name in SOURCES)
     macros = _run([compiler, tune, "-dM", "-E", "-x", "c", os.devnull])  # the compiler's version, the CPU's features

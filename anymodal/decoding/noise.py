@@ -1,5 +1,7 @@
 """Noise as a function of seed and position: the sampling law."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,6 +12,9 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _GOLDEN_32 = -1640531527  # 0x9E3779B9
 _MIX_32_1 = 0x7FEB352D
 _MIX_32_2 = -2073254261  # 0x846CA68B
+
+Noise = Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]
+"""Computes `gumbel`."""
 
 
 def gumbel(
@@ -25,6 +30,11 @@ def gumbel(
     counter = ids.to(torch.int32)[None] * _GOLDEN_32 + _low(key)
     bits = _mix_32(_mix_32(counter) + _low(key >> 32)).bitwise_and_(0x7FFFFFFF)
     uniform = bits.to(dtype).mul_(2.0**-31).add_(2.0**-32).clamp_(max=1 - torch.finfo(dtype).eps)
+    return gumbel_of(uniform)
+
+
+def gumbel_of(uniform: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+    """Turn numbers in (0, 1) into Gumbel noise, where they lie."""
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anymodal.decoding.native import load_kernel, native_attention, native_linear, native_rms_norm
+from anymodal.decoding.native import load_kernel, native_attention, native_gelu, native_linear, native_rms_norm
 from anymodal.decoding.native_blocks import NATIVE_QUERIES, NATIVE_ROWS, NativeBlocks
 from anymodal.model.transformer import Attention
 from anymodal.model.unified import AnyModal
@@ -172,6 +172,20 @@ class NativeRMSNorm(nn.RMSNorm):
         return native_rms_norm(x, self.weight, self.added)
 
 
+class NativeGELU(nn.GELU):
+    """GELU with the native kernel where rows are few: a call of torch's takes longer than what it computes.
+
+    >>> NativeGELU()(torch.zeros(65, 2)).shape
+    torch.Size([65, 2])
+    """
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Transform every number."""
+        if torch.compiler.is_compiling() or _count(x) > NATIVE_ROWS:
+            return super().forward(x)
+        return native_gelu(x)
+
+
 Kind = Literal["float32", "bfloat16", "int8"]
 LightLinear = Float32Linear | BFloat16Linear | Int8Linear
 
@@ -179,7 +193,8 @@ LightLinear = Float32Linear | BFloat16Linear | Int8Linear
 def lighten(model: AnyModal, kind: Kind, *, native: bool = False) -> None:
     """Replace the linear layers of the blocks and heads of a model, one at a time, and make all else float32.
 
-    With `native`, the norms of the blocks and the attention of few queries to a cache get the native kernel as well.
+    With `native`, few rows pass all blocks in one call of the kernel, keys and values of the cache included; where they
+    are too many for that, and in what stands around the blocks, products, norms and attention get it one by one.
 
     A light model samples and no longer trains: no weight of it wants a gradient. A head that is tied to its embedding
     gets weights of its own, but for float32. Save a model before: int8 has tensors that a model folder does not know.
@@ -233,7 +248,7 @@ def _widen(model: AnyModal, besides: set[nn.Linear]) -> None:
 
 
 def _hand_over(model: AnyModal) -> None:
-    """Let the native kernel pass all blocks where it can, and attend and normalise elsewhere."""
+    """Give the native kernel what is no product of blocks and heads."""
     for module in list(model.transformer.modules()):
         if isinstance(module, Attention):
             module.attend = _attend
@@ -241,6 +256,11 @@ def _hand_over(model: AnyModal) -> None:
             if isinstance(child, nn.RMSNorm):
                 setattr(module, name, NativeRMSNorm(child))
     model.transformer.stack = NativeBlocks(model.transformer)
+    if model.config.heads == "decoupled":
+        for number, linear in enumerate(model.image_aligner):
+            if isinstance(linear, nn.Linear):
+                model.image_aligner[number] = Float32Linear(linear.weight, linear.bias)
+        model.image_aligner[1] = model.image_head[1] = NativeGELU()
 
 
 def _join(module: nn.Module, joined: str) -> None:

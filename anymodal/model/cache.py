@@ -101,7 +101,7 @@ class KVCache:
         """Keep the first `counts` of the places taken last in a window; what is not kept is written over."""
         which = range(*rows.indices(self.num_rows))
         if isinstance(counts, int):
-            self.lengths[rows] += counts
+            self.lengths[rows].add_(counts)
             counts = [counts] * len(which)
         else:
             self.lengths[rows] += torch.tensor(counts, device=self.lengths.device)

@@ -93,7 +93,7 @@ def test_unusable_logits_are_told_a_row(value: float) -> None:
 
 def test_ids_are_those_handed_in() -> None:
     settings = Settings.of([SamplingConfig(temperature=0.0)] * 2)
-    where = {"seeds": torch.arange(2), "positions": torch.arange(2)}
+    where: dict[str, Any] = {"seeds": torch.arange(2), "positions": torch.arange(2)}
     chosen = choose(torch.eye(2, 3), settings, ids=torch.tensor([7, 5, 9]), **where)
     assert chosen.ids.tolist() == [7, 5]
 

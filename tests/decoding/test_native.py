@@ -11,9 +11,12 @@ from anymodal.decoding.native import (
     build_kernel,
     load_kernel,
     native_attention,
+    native_gelu,
+    native_gumbel,
     native_linear,
     native_rms_norm,
 )
+from anymodal.decoding.noise import gumbel
 
 SHAPES = [  # rows, queries, heads, kv_heads, head_dim, keys
     (1, 1, 1, 1, 4, 1),
@@ -237,6 +240,29 @@ def test_rms_norm_is_that_of_float64(width: int) -> None:
     for wrong in ((x.double(), weight), (x, weight.double()), (x, weight[1:]), (x.clone().requires_grad_(), weight)):
         with pytest.raises(ValueError, match="native kernel normalises"):
             load_kernel().rms_norm(*wrong, 1e-5)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_gelu_is_that_of_float64() -> None:
+    x = torch.randn(5, 2 * 77)[:, ::2] * 4
+    x[0, :3] = torch.tensor([torch.nan, torch.inf, 0.0])
+    y = native_gelu(x)
+    assert (y.dtype, y.shape) == (torch.float32, x.shape)
+    torch.testing.assert_close(y.double(), F.gelu(x.double()), atol=1e-6, rtol=1e-6, equal_nan=True)
+    for wrong in (x.double(), x.clone().requires_grad_()):
+        with pytest.raises(ValueError, match="native kernel computes GELU"):
+            load_kernel().gelu(wrong)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_noise_is_torchs_to_the_last_bit() -> None:
+    seeds = torch.tensor([0, 7, -3, 2**62, -(2**63)])
+    positions, ids = torch.tensor([0, 130, 9, 5, 8190]), torch.arange(100_000)
+    noise = native_gumbel(seeds, positions, ids)
+    assert noise.dtype == torch.float32
+    assert torch.equal(noise, gumbel(seeds, positions, ids, torch.float32))
+    assert torch.equal(native_gumbel(seeds[1:2], positions[1:2], ids[5:]), noise[1:2, 5:])
+    assert torch.equal(native_gumbel(seeds, positions, ids[:9], torch.float64), gumbel(seeds, positions, ids[:9]))
 
 
 @pytest.mark.usefixtures("compiler")

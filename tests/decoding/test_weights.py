@@ -13,6 +13,7 @@ from anymodal.decoding.weights import (
     Int8Linear,
     Kind,
     LightLinear,
+    NativeGELU,
     NativeRMSNorm,
     lighten,
 )
@@ -182,6 +183,17 @@ def test_norms_of_a_native_model_keep_their_weights(toy: Any, monkeypatch: pytes
     torch.testing.assert_close(norms[0](x), F.rms_norm(x, (32,), norms[0].weight, norms[0].eps))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert torch.equal(norms[0](x), F.rms_norm(x, (32,), norms[0].weight, norms[0].eps))
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_codes_are_read_in_float32(toy: Any, kind: Kind) -> None:
+    model = toy.parts(heads="decoupled").model.eval().requires_grad_(False)
+    light = light_model(toy, kind, native=True, heads="decoupled").eval()
+    assert type(light.image_head[1]) is type(light.image_aligner[1]) is NativeGELU
+    codes = light.image_ids[torch.arange(len(light.image_ids)).repeat(5)][None]
+    for ids in (codes[:, :3], codes):
+        torch.testing.assert_close(light.embed(ids), model.embed(ids), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
