@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -71,7 +72,7 @@ class Request:
         """Does the grammar alone end it."""
         return self.longest < UNBOUNDED
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Ids that the grammar allows at most."""
         return int(self.grammar.steps_left[self.grammar.start])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from anymodal.decoding.native import load_kernel, native_attention, native_gelu, native_linear, native_rms_norm
 from anymodal.decoding.native_blocks import NATIVE_QUERIES, NATIVE_ROWS, NativeBlocks
+from anymodal.decoding.pages import move_to_large_pages
 from anymodal.model.transformer import Attention
 from anymodal.model.unified import AnyModal
 
@@ -255,6 +256,9 @@ def _hand_over(model: AnyModal) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.RMSNorm):
                 setattr(module, name, NativeRMSNorm(child))
+    tied = model.embedding.weight.data_ptr()
+    weights = [module.weight for module in model.modules() if isinstance(module, LightLinear)]
+    move_to_large_pages([weight for weight in weights if weight.data_ptr() != tied])
     model.transformer.stack = NativeBlocks(model.transformer)
     if model.config.heads == "decoupled":
         for number, linear in enumerate(model.image_aligner):
