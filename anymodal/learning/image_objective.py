@@ -20,7 +20,7 @@ from anymodal.tokens.quantizer import flatten_grid
 
 log = logging.getLogger(__name__)
 
-SETTLED_STEPS = 100
+SETTLED_STEPS = 400  # in its first hundreds of steps a codebook still spreads out
 REVIVE_EVERY = 100
 
 
