@@ -195,7 +195,8 @@ def lighten(model: AnyModal, kind: Kind, *, native: bool = False) -> None:
     """Replace the linear layers of the blocks and heads of a model, one at a time, and make all else float32.
 
     With `native`, few rows pass all blocks in one call of the kernel, keys and values of the cache included; where they
-    are too many for that, and in what stands around the blocks, products, norms and attention get it one by one.
+    are too many for that, and in what stands around the blocks, products, norms and attention get it one by one. The
+    weights move to memory of their own.
 
     A light model samples and no longer trains: no weight of it wants a gradient. A head that is tied to its embedding
     gets weights of its own, but for float32. Save a model before: int8 has tensors that a model folder does not know.

@@ -1,5 +1,6 @@
 """A light transformer in one call of the kernel against the same one in single operators."""
 
+import copy
 import itertools
 from dataclasses import replace
 from typing import Any
@@ -84,6 +85,16 @@ def test_row_depends_neither_on_others_nor_on_threads(toy: Any, kind: Kind) -> N
 
 def cache_of(transformer: Transformer, rows: int) -> KVCache:
     return KVCache(transformer.config, num_rows=rows, capacity=24)
+
+
+def test_batch_invariant_ids_are_equal(make_setup: Any) -> None:
+    setup = copy.copy(make_setup("decoupled", "rows"))
+    setup.model = copy.deepcopy(setup.model).float()
+    lighten(setup.model, "bfloat16", native=True)
+    how, requests = {"batch_invariant": True, "max_rows": 9}, setup.requests()[:9:2]
+    alone = [setup.generate([request], **how)[0] for request in requests]
+    assert setup.generate(requests, **how) == alone
+    assert setup.generate(requests[::-1], **how) == alone[::-1]
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anymodal.model.cache import KVCache
+from anymodal.model.cache import CacheStep, KVCache
 from anymodal.model.config import TransformerConfig
 from anymodal.model.transformer import Segments, Transformer, rotary_table, rotate
 
@@ -166,6 +166,27 @@ def test_attention_of_a_sampler_is_asked_first() -> None:
         torch.testing.assert_close(model(x[:, part], step.places, step), whole[:, part], atol=1e-12, rtol=1e-12)
         cache.keep(count)
     assert asked == [5, 5, 1, 1]
+
+
+def test_all_blocks_of_a_sampler_are_asked_first() -> None:
+    """They are asked where a cache is read at its own places; None leaves it to torch."""
+    model, answers = tiny(), [None, torch.ones(2, 1, 32, dtype=torch.float64)]
+    x = torch.randn(2, 1, 32, dtype=torch.float64)
+    whole = model(x, positions_of(x))
+    asked = list[CacheStep]()
+
+    def stack(x: Tensor, step: CacheStep) -> Tensor | None:
+        asked.append(step)
+        return answers[len(asked) - 1]
+
+    model.stack = stack
+    step = KVCache(model.config, num_rows=2, capacity=8, dtype=torch.float64).reserve(1)
+    torch.testing.assert_close(model(x, step.places, step), whole)
+    assert model(x, step.places, step) is answers[1]
+    assert len(asked) == 2
+    torch.testing.assert_close(model(x, step.places + 0, step), whole)
+    torch.testing.assert_close(model(x, positions_of(x)), whole)
+    assert asked == [step, step]
 
 
 def test_rotary_keeps_norms_and_tells_distances() -> None:
