@@ -25,16 +25,16 @@ def _shape(name: str, shape: Found) -> Iterator[str]:
     if "not_measured" in shape:
         yield f"**{name}**: not measured ({shape['not_measured']})."
         return
-    machine = shape["machine"]
-    where = "; ".join([machine["Processor"], *([machine["Accelerator"]] if shape["device"] == "cuda" else [])])
     for family, measured in shape["families"].items():
+        machine = measured["machine"]
+        where = "; ".join([machine["Processor"], *([machine["Accelerator"]] if measured["device"] == "cuda" else [])])
         batches = list(measured["samplers"][0]["pictures"])
         yield (
             f"**{name}**, {family.capitalize()} of {measured['parameters'] / 1e6:.0f} M parameters, "
             f"{measured['tokens']} codes a picture, guidance {measured['guidance']:g}; "
-            f"{' / '.join(batches)} pictures at once. {where}; read bandwidth {shape['bandwidth_gb_s']:.1f} GB/s; "
-            f"torch {shape['torch']}, transformers {shape['transformers']}; medians of {shape['rounds']}; "
-            f"{shape['date']}, commit {shape['commit']}."
+            f"{' / '.join(batches)} pictures at once. {where}; read bandwidth {measured['bandwidth_gb_s']:.1f} GB/s; "
+            f"torch {measured['torch']}, transformers {measured['transformers']}; medians of {measured['rounds']}; "
+            f"{measured['date']}, commit {measured['commit']}."
         )
         yield "\n".join(_rows(measured))
         for row in measured["mixed"]:

@@ -4,7 +4,7 @@
     python benchmarks/sampling.py --quick --out /tmp/sampling.json
 
 Runs are interleaved: a round runs every sampler once, the figures are medians over rounds of whole pictures, prompt
-included and pixels not. Results are kept by shape in a JSON file; shapes that are not run stay as they were measured.
+included and pixels not. Results are kept by shape and family in a JSON file; what is not run stays as it was measured.
 """
 
 import argparse
@@ -256,11 +256,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rounds=options.rounds, mixed=options.mixed, bandwidth=bandwidth,
                 variants=[each for each in VARIANTS if runs_here(each, shape.device, quick=options.quick)],
             )  # fmt: skip
-            found[name] = {**measured_on(shape, bandwidth), "rounds": options.rounds, "families": {}}
+            families = found.get(name, {}).get("families", {})
+            found[name] = {"families": families}
+            beside = {**measured_on(shape, bandwidth), "rounds": options.rounds}
             for family in options.families:
                 print(f"{name} {family}", file=sys.stderr)
                 with tempfile.TemporaryDirectory() as folder:
-                    found[name]["families"][family] = measure(FAMILIES[family], Path(folder), asked)
+                    families[family] = {**beside, **measure(FAMILIES[family], Path(folder), asked)}
                 options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     options.out.with_suffix(".svg").write_text(bars(found), encoding="utf-8")

@@ -74,8 +74,9 @@ def test_figures_stand_beside_what_they_were_measured_on(toy: dict[str, Any], wr
     readme = (written / "README.md").read_text()
     assert readme.startswith("before\n<!-- sampling:begin -->\n\n**toy**, Janus of")
     assert readme.endswith("<!-- sampling:end -->\nbehind\n")
-    for fact in (toy["date"], toy["commit"], toy["torch"], toy["transformers"], toy["machine"]["Processor"]):
-        assert fact in readme
+    for family in toy["families"].values():
+        for fact in (family["date"], family["commit"], family["torch"], family["machine"]["Processor"]):
+            assert fact in readme
     assert "| anymodal float32 |" in readme
     bars = sum(len(each["pictures"]) for family in toy["families"].values() for each in family["samplers"])
     assert (written / "sampling.svg").read_text().count("<rect") == bars
@@ -86,11 +87,14 @@ def test_what_cannot_run_says_so_and_what_was_measured_stays(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     out = tmp_path / "sampling.json"
-    out.write_text(json.dumps({"toy": toy, "1b": {**toy, "date": "long ago"}}))
+    long_ago = {"families": {name: {**family, "date": "long ago"} for name, family in toy["families"].items()}}
+    out.write_text(json.dumps({"toy": long_ago, "1b": long_ago}))
     programs["sampling"].main(["--shapes", "1b", "7b", "--out", str(out)])
-    found = json.loads(out.read_text())
-    assert (found["toy"], found["1b"]["date"]) == (toy, "long ago")
+    assert json.loads(out.read_text()) == {"toy": long_ago, "1b": long_ago, "7b": {"not_measured": "no CUDA device"}}
     assert "**7b**: not measured (no CUDA device)." in capsys.readouterr().out
+    programs["sampling"].main(["--quick", "--families", "janus", "--out", str(out)])
+    dates = {name: family["date"] for name, family in json.loads(out.read_text())["toy"]["families"].items()}
+    assert dates == {"janus": toy["families"]["janus"]["date"], "emu3": "long ago"}
 
 
 def test_mistakes_are_named(programs: dict[str, ModuleType], tmp_path: Path, capsys: Any) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MARK = ".anymodal-demo"
 MADE = {MARK, "data", "tokenizer.json", "tokenizer", "training", "report.html"}
 LEAST_STEPS, ENOUGH_STEPS, LEAST_BATCH = 4, 60, 8
+SCENE_KINDS = ("one", "colours")  # what minutes teach: a concept on a canvas, or on a tile on it; pairs take hours
 SCENES_A_MINUTE, MIN_SCENES, MAX_SCENES, HELD_OUT_SCENES = 600, 60, 6000, 160
 TOKENIZER_SHARE, SCORING_SHARE = 0.2, 0.09  # of the time that is left, of all time
 VOCAB_SIZE = 1024
@@ -123,18 +124,18 @@ def write_data(road: Road) -> None:
     from anymodal.data.emoji import emoji_samples
     from anymodal.data.index import ShardIndex
     from anymodal.data.progress import track
-    from anymodal.data.scenes import KINDS, scene_samples
+    from anymodal.data.scenes import scene_samples
     from anymodal.data.shards import write_shards
     from anymodal.data.texts import texts_of
     from anymodal.tokens.text import TextTokenizer
 
     count = max(MIN_SCENES, min(MAX_SCENES, int(SCENES_A_MINUTE * road.minutes)))
     held_out = min(HELD_OUT_SCENES, count // 2)
-    kinds = (*KINDS, *("one",) * 5)  # what stands alone is learned first, the rest is made of it
-    scenes = scene_samples("train", count=count, seed=road.seed, concepts=road.names, kinds=kinds)
+    of_these: dict[str, Any] = {"seed": road.seed, "concepts": road.names, "kinds": SCENE_KINDS}
+    scenes = scene_samples("train", count=count, **of_these)
     splits = {
         "train": chain(emoji_samples("train", concepts=road.names), scenes),
-        "held-out": scene_samples("held-out", count=held_out, seed=road.seed, concepts=road.names),
+        "held-out": scene_samples("held-out", count=held_out, **of_these),
     }
     for split, samples in splits.items():
         pattern = str(road.out / "data" / split / "%06d.tar")
@@ -289,7 +290,7 @@ def report(road: Road, pipe: "Pipeline") -> None:
     index = ShardIndex.open(str(road.out / "data" / "held-out" / "*.tar"))
     begun = time.perf_counter()
     named = [judging.name_prompt(name) for name in road.names[:: max(1, len(road.names) // 4)][:4]]
-    prompts = [*named, *(judging.scene_prompt(index.read(i)) for i in one_of_each_kind(index))]
+    prompts = [*named, *(judging.scene_prompt(index.read(i)) for i in of_every_kind(index, 4))]
     drawings = judging.show_drawings(pipe, prompts, reader, memorised=[prompt.text for prompt in named])
     answers = judging.show_answers(pipe, varied(questions_of(index.read(i) for i in range(len(index))), 8))
     road.finish("pictures", f"{len(drawings)} drawn, {len(answers)} questions answered")
@@ -352,20 +353,23 @@ def score(road: Road, pipe: "Pipeline", index: "ShardIndex", count: int) -> "dic
     }
 
 
-def one_of_each_kind(index: "ShardIndex") -> list[int]:
-    """Return a held-out sample of each of the four kinds that combine most."""
+def of_every_kind(index: "ShardIndex", count: int) -> list[int]:
+    """Return the first `count` samples, the kinds in turn."""
     from anymodal.data.samples import details_of
 
-    kinds = [str(details_of(index.read(i))["truth"]["kind"]) for i in range(len(index))]
-    wanted = [kind for kind in ("position", "binding", "counting", "colours", "two", "one") if kind in kinds]
-    return [kinds.index(kind) for kind in wanted[:4]]
+    queues: dict[str, list[int]] = {}
+    for number in range(len(index)):
+        queues.setdefault(str(details_of(index.read(number))["truth"]["kind"]), []).append(number)
+    turns = zip_longest(*(queue for _, queue in sorted(queues.items())))
+    return [number for turn in turns for number in turn if number is not None][:count]
 
 
 def varied(asked: "Sequence[Asked]", count: int) -> "list[Asked]":
-    """Take `count` questions, the types in turn, from here and there."""
+    """Take `count` questions, the types in turn, from here and there; a type with one answer alone asks nothing."""
     queues: dict[str, list[Asked]] = {}
     for each in asked:
         queues.setdefault(each.type, []).append(each)
+    queues = {kind: queue for kind, queue in queues.items() if len({each.answer for each in queue}) > 1}
     for _, queue in sorted(queues.items()):
         random.Random(count).shuffle(queue)
     turns = zip_longest(*(queue for _, queue in sorted(queues.items())))
