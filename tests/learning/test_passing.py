@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 
 from anymodal.learning import passing
 from anymodal.learning.config import RunConfig
@@ -94,9 +96,10 @@ def test_compiled_steps_are_the_same(checkpoint_activations: bool) -> None:
 
 
 def test_no_compiler_is_a_mistake_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import config
+    def none() -> str:
+        raise InvalidCxxCompiler
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
     with pytest.raises(ValueError, match="needs a C\\+\\+ compiler.* leave run.compile out"):
         through_of(RunConfig(compile=True))
 

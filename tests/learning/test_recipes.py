@@ -109,7 +109,7 @@ def test_a_recipe_teaches_its_parts_and_no_other(toy: Any, interleaved: str, pat
     parts = twin(toy, path.parent.name)
     batch = batch_of(interleaved, parts, stage)
     before = {part: [piece.values.clone() for piece in pieces] for part, pieces in parts_of(parts.model).items()}
-    run = replace(run, accumulate=min(run.accumulate, 2))
+    run = replace(run, accumulate=min(run.accumulate, 2), log_every=1)
     objective = UnifiedObjective(parts.model.train(), stage=stage, optimizer=optimizer, run=run)
     with only_training(parts.model, stage):
         losses = learn(objective, batch)
