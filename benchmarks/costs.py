@@ -125,11 +125,7 @@ def rows(recipes: Sequence[Path], cpu: float) -> Iterator[str]:
 
 
 def span(seconds: float) -> str:
-    """Say a time in the unit that suits it.
-
-    >>> span(90), span(7200), span(86400 * 900)
-    ('1.5 min', '2 h', '2.5 years')
-    """
+    """Say a time in the unit that suits it."""
     for name, unit in (("years", 365 * 86400), ("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= unit * (2 if name in ("days", "years") else 1):
             return f"{seconds / unit:,.2g} {name}" if seconds < 100 * unit else f"{seconds / unit:,.0f} {name}"

@@ -1,5 +1,6 @@
 """What `sampling.py` measured, as tables of Markdown and as a plot."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -95,6 +96,14 @@ def bars(found: Found) -> str:
 def times(seconds: Sequence[float], others: Sequence[float]) -> float:
     """Return how many times as fast as others a sampler is: the median over rounds, whose runs share a load."""
     return median(other / own for own, other in zip(seconds, others, strict=True))
+
+
+def publish(found: Found, text: str, out: Path, readme: Path | None, name: str) -> None:
+    """Write what was measured as JSON, print it as text, and put the text between the markers of its name in a page."""
+    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(text)
+    if readme is not None:
+        splice(readme, text, name)
 
 
 def splice(path: Path, text: str, name: str = "sampling") -> None:

@@ -8,7 +8,6 @@ the machine counts little.
 
 import argparse
 import io
-import json
 import statistics
 import tempfile
 import time
@@ -19,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from figures import splice, times
+from figures import publish, times
 from peers import SHAPES
 from PIL import Image
-from sampling import HERE, measured_on
+from sampling import HERE, measured_on, using_threads
 
 from anymodal.data import jpeg
 from anymodal.data.config import DataConfig
@@ -221,25 +219,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.quick:
         options.count, options.rounds = 2 * BATCH, 1
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            folder, scenes = Path(name), pictures(options.count // 8)
-            measured = {
-                "token samples": (options.count, measure(token_readers(folder, scenes, options.count), options.rounds)),
-                "256 px JPEG": (len(scenes), measure(picture_readers(folder, scenes), options.rounds)),
-            }
-        found = {
-            **measured_on(SHAPES["toy"], 0.0), "pillow": Image.__version__, "rounds": options.rounds,
-            "samples": {what: {"count": count, "seconds": seconds} for what, (count, seconds) in measured.items()},
-        }  # fmt: skip
-    finally:
-        torch.set_num_threads(threads)
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(table(found))
-    if options.readme is not None:
-        splice(options.readme, table(found), "loading")
+    with using_threads(1), tempfile.TemporaryDirectory() as name:
+        folder, scenes = Path(name), pictures(options.count // 8)
+        measured = {
+            "token samples": (options.count, measure(token_readers(folder, scenes, options.count), options.rounds)),
+            "256 px JPEG": (len(scenes), measure(picture_readers(folder, scenes), options.rounds)),
+        }
+        about = measured_on(SHAPES["toy"], 0.0)
+    found = {
+        **about, "pillow": Image.__version__, "rounds": options.rounds,
+        "samples": {what: {"count": count, "seconds": seconds} for what, (count, seconds) in measured.items()},
+    }  # fmt: skip
+    publish(found, table(found), options.out, options.readme, "loading")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import bars, splice, tables
+from figures import bars, publish, tables
 from ours import VARIANTS, Ours, Variant
 from peers import FAMILIES, PRECISIONS, SHAPES, Family, Shape
 from torch import Tensor
@@ -203,18 +203,28 @@ def measured_on(shape: Shape, bandwidth: float) -> dict[str, Any]:
 
 
 @contextmanager
-def settings(threads: int) -> Iterator[None]:
-    """Use this many threads and let transformers be silent; give both back."""
-    from transformers.utils import logging  # noqa: PLC0415
-
-    before, verbosity = torch.get_num_threads(), logging.get_verbosity()
-    torch.set_num_threads(threads)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+def using_threads(count: int) -> Iterator[None]:
+    """Let torch use this many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def settings(threads: int) -> Iterator[None]:
+    """Use this many threads and let transformers be silent; give both back."""
+    from transformers.utils import logging  # noqa: PLC0415
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with using_threads(threads):
+            yield
+    finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
 
@@ -264,11 +274,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     families[family] = {**beside, **measure(FAMILIES[family], Path(folder), asked)}
                 options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     options.out.with_suffix(".svg").write_text(bars(found), encoding="utf-8")
-    print(tables(found))
-    if options.readme is not None:
-        splice(options.readme, tables(found))
+    publish(found, tables(found), options.out, options.readme, "sampling")
 
 
 if __name__ == "__main__":

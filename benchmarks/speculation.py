@@ -6,17 +6,15 @@ Pictures are drawn one after another; a round draws every picture with every set
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from figures import splice
+from figures import publish
 from peers import SHAPES
-from sampling import HERE, measured_on
+from sampling import HERE, measured_on, using_threads
 
 import anymodal
 from anymodal.data.scenes import scene_samples
@@ -102,18 +100,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=HERE / "speculation.json")
     parser.add_argument("--readme", type=Path, nargs="?", const=HERE / "README.md", help="splice the table into it")
     options = parser.parse_args(argv)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    try:
+    with using_threads(options.threads):
         pipe = anymodal.from_pretrained(options.model, device="cpu", dtype="float32")
         rows = measure(pipe, options.count, options.rounds, options.windows)
-    finally:
-        torch.set_num_threads(threads)
     found = {**measured_on(SHAPES["toy"], 0.0), "threads": options.threads, "pictures": options.count, "rows": rows}
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(table(found))
-    if options.readme is not None:
-        splice(options.readme, table(found), "speculation")
+    publish(found, table(found), options.out, options.readme, "speculation")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from figures import splice, times
+from figures import publish, times
 from peers import PRECISIONS, SHAPES, Shape
 from sampling import HERE, measured_on, race, settings
 from torch import Tensor, nn
@@ -344,10 +344,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for size in options.heads:
             print(f"head {size}", file=sys.stderr)
             found["heads"][size] = {**about, **heads(size, options.rounds)}
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(tables(found))
-    if options.readme is not None:
-        splice(options.readme, tables(found), "training")
+    publish(found, tables(found), options.out, options.readme, "training")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-NAMES = ("sampling", "peers", "ours", "figures", "speculation", "training", "loading")
+from anymodal.learning.config import Ratios, RunConfig, StageConfig
+
+NAMES = ("sampling", "peers", "ours", "figures", "speculation", "training", "loading", "costs")
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +147,24 @@ def test_loading_stands_beside_webdataset(programs: dict[str, ModuleType], tmp_p
         assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in samples[what]["seconds"].values())
         assert name in samples[what]["seconds"]
     assert readme.read_text().count("| token samples | anymodal, codes from records |") == 1
+
+
+def test_costs_are_counted_for_every_stage(programs: dict[str, ModuleType], tmp_path: Path, root: Path) -> None:
+    costs, page = programs["costs"], tmp_path / "page.md"
+    page.write_text("<!-- costs:begin --><!-- costs:end -->")
+    costs.main(["--readme", str(page)])
+    staged = [path for path in root.glob("configs/*/*.yaml") if "ratios:" in path.read_text(encoding="utf-8")]
+    written = (root / "docs" / "training.md").read_text(encoding="utf-8")
+    for path in staged:
+        name = f"| `{path.parent.name}/{path.stem}` |"
+        (line,) = (line for line in page.read_text().splitlines() if line.startswith(name))
+        counted = line.split("|")[2:6]  # what does not depend on the machine
+        assert any(other.startswith(name) and other.split("|")[2:6] == counted for other in written.splitlines())
+    llama = costs._llama(4096, 32, 32, 32, 11008)
+    model = costs.Model(costs.AnyModalConfig(transformer=llama), text_size=57_344, codebook_size=8192, picture=1024)
+    stage = StageConfig(ratios=Ratios(draw=1.0, answer=0.0, text=0.0))
+    tokens, flops = costs.step(model, stage, RunConfig(batch_size=2))
+    assert tokens == 2 * (1024 + 32)
+    by_hand = 6 * 6.476e9 * tokens + 12 * 32 * 4096 * 1056 * tokens + 6 * 65_537 * 4096 * 2 * 1025
+    assert flops == pytest.approx(by_hand, rel=1e-3)
+    assert [costs.span(seconds) for seconds in (30, 90, 7200, 86400 * 900)] == ["30 s", "1.5 min", "2 h", "2.5 years"]

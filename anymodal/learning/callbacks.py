@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from anymodal.learning.checkpoints import StepCheckpoints
-from anymodal.learning.distributed import max_over_ranks
+from anymodal.learning.distributed import count_over_ranks, max_over_ranks
 from anymodal.learning.flops import StepFlops, peak_flops
 from anymodal.learning.objective import Objective, UnifiedObjective
 from anymodal.learning.optimizer import rate_at
@@ -147,7 +147,7 @@ class Gauges(pl.Callback):
         pl_module.log("learning_rate", rate)
         for part, factor in unified.stage.rates.items() if unified is not None else ():
             pl_module.log(f"learning_rate_{part}", rate * factor)
-        for reason, count in cast(Any, trainer).datamodule.skipped.items():
+        for reason, count in count_over_ranks(cast(Any, trainer).datamodule.skipped).items():
             pl_module.log(f"skipped_{reason.replace(' ', '_')}", float(count))
         if self._codes is not None:
             share = self._codes / self._codes.sum().clamp(min=1)

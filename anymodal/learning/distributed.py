@@ -4,6 +4,8 @@ import copy
 import logging
 import os
 import shutil
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,15 @@ def _reduced(tensor: Tensor, how: Any) -> Tensor:
     result = tensor.clone()
     dist.all_reduce(result, op=how)
     return result
+
+
+def count_over_ranks(counts: Mapping[str, int]) -> Counter[str]:
+    """Return what all processes have counted together; every process must call it."""
+    everyone: list[Any] = [dict(counts)]
+    if dist.is_initialized():
+        everyone *= dist.get_world_size()
+        dist.all_gather_object(everyone, dict(counts))
+    return sum((Counter(each) for each in everyone), Counter[str]())
 
 
 def is_first() -> bool:

@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,13 +19,49 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from anymodal.learning.batches import StepData
-from anymodal.learning.callbacks import ProgressLines, StopAtBorder, callbacks_for
+from anymodal.learning.callbacks import Best, ProgressLines, Showing, StopAtBorder, callbacks_for
 from anymodal.learning.checkpoints import DurableCheckpointIO, newest, step_of
 from anymodal.learning.config import RunConfig
-from anymodal.learning.distributed import is_first, processes_of, strategy_of
+from anymodal.learning.distributed import count_over_ranks, is_first, processes_of, strategy_of
 from anymodal.learning.loading import explained
+from anymodal.learning.objective import Objective
+
+log = logging.getLogger(__name__)
 
 STOPPED = 75
+
+
+def fit_and_save(  # noqa: PLR0913  (what is trained, how, and where it goes)
+    objective: Objective,
+    data: StepData,
+    *,
+    run: RunConfig,
+    out: Path,
+    folder: Path,
+    save: Callable[[], None],
+    show: Callable[[int], None] | None = None,
+) -> int:
+    """Fit, keep in `folder` the best by its held-out loss, or without one the last, and tell what was skipped.
+
+    `save` writes the folder, in the first process. Returns and raises as `fit` does.
+    """
+
+    def keep(_: pl.LightningModule, loss: float) -> None:
+        log.info("best held-out loss so far: %.4f", loss)
+        objective.gather()
+        if is_first():
+            save()
+
+    callbacks: list[Callback] = [Best(keep)] if data.held_out is not None else []
+    if show is not None and run.sample_every:
+        callbacks.append(Showing(run.sample_every, show))
+    code = fit(objective, data, run=run, out=out, callbacks=callbacks)
+    objective.gather()  # here, where a run comes by that had no step left, too
+    for reason, count in sorted(count_over_ranks(data.skipped).items()):
+        log.warning("skipped %d samples: %s", count, reason)
+    if is_first() and (data.held_out is None or not folder.is_dir()):
+        save()
+    return code
 
 
 def fit(

@@ -15,10 +15,9 @@ from anymodal.data.config import DataConfig
 from anymodal.data.opening import open_shards
 from anymodal.data.progress import track
 from anymodal.learning.batches import PictureBatches, StepData
-from anymodal.learning.callbacks import Best, Showing
 from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunConfig
-from anymodal.learning.distributed import is_first, quiet_unless_first
-from anymodal.learning.fitting import fit, precision_of
+from anymodal.learning.distributed import quiet_unless_first
+from anymodal.learning.fitting import fit_and_save, precision_of
 from anymodal.learning.image_objective import ImageTokenizerObjective
 from anymodal.learning.unified_run import HELD_OUT_SEED
 from anymodal.tokens.folders import staged_folder
@@ -68,26 +67,14 @@ def train_image_tokenizer(  # noqa: PLR0913  (one argument a section of the conf
         "%s parameters, %d pictures, %d steps of %d",
         f"{num_parameters(tokenizer):,}", len(train.index), run.steps, run.batch_size,
     )  # fmt: skip
+    folder = out / "image_tokenizer"
 
-    def write() -> None:
-        with staged_folder(out / "image_tokenizer") as partial:
-            tokenizer.save_pretrained(partial)
+    def save() -> None:
+        with staged_folder(folder) as staged:
+            tokenizer.save_pretrained(staged)
 
-    def save(_: pl.LightningModule, loss: float) -> None:
-        log.info("best held-out loss so far: %.4f", loss)
-        if is_first():
-            write()
-
-    callbacks: list[pl.Callback] = [Best(save)] if held_out is not None else []
-    if show is not None and run.sample_every:
-        callbacks.append(Showing(run.sample_every, show))
     steps = StepData(train, held_out, data.num_workers, data.worker_timeout_s)
-    code = fit(objective, steps, run=run, out=out, callbacks=callbacks)
-    for reason, count in sorted(steps.skipped.items()):
-        log.warning("skipped %d pictures: %s", count, reason)
-    if is_first() and (held_out is None or not (out / "image_tokenizer").is_dir()):
-        write()
-    return code
+    return fit_and_save(objective, steps, run=run, out=out, folder=folder, save=save, show=show)
 
 
 def _check(run: RunConfig) -> None:
@@ -98,6 +85,8 @@ def _check(run: RunConfig) -> None:
         )
     if run.compile or run.checkpoint_activations:
         raise ValueError("run.compile and run.checkpoint_activations are for transformers, not for image tokenizers.")
+    if run.strategy != "ddp":
+        raise ValueError(f"run.strategy must be ddp for image tokenizers, which one device holds, got {run.strategy}.")
 
 
 def _pictures(data: DataConfig, shards: str, size: int, run: RunConfig) -> PictureBatches:

@@ -108,10 +108,6 @@ class UnifiedObjective(Objective):
         if self.whole is not None:
             gather_into(self.whole, self.model)
 
-    def on_train_end(self) -> None:
-        """Leave the trained weights in the model that was given."""
-        self.gather()
-
     def trained(self) -> list[Trained]:
         """Return the parts that the stage trains."""
         return trained_of(self.model, self.stage)

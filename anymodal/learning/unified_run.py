@@ -14,10 +14,9 @@ from anymodal.data.opening import open_shards
 from anymodal.data.progress import track
 from anymodal.data.samples import Reading, codes_of, fingerprints_of
 from anymodal.learning.batches import DocumentBatches, StepData, check_codes
-from anymodal.learning.callbacks import Best, Showing
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
-from anymodal.learning.distributed import is_first, quiet_unless_first
-from anymodal.learning.fitting import fit
+from anymodal.learning.distributed import quiet_unless_first
+from anymodal.learning.fitting import fit_and_save
 from anymodal.learning.objective import UnifiedObjective
 from anymodal.learning.stages import only_training, trained_of
 from anymodal.model.config import AnyModalConfig, UnderstandingConfig
@@ -60,33 +59,17 @@ def train_unified(
         checked = replace(run, seed=HELD_OUT_SEED, steps=run.validation_steps)
         held_out = document_batches(parts, data, data.held_out, plain, checked)
     objective = UnifiedObjective(parts.model, stage=stage, optimizer=optimizer, run=run)
-
-    def write() -> None:
-        objective.gather()
-        if is_first():
-            parts.save(out / "model")
-
     quiet_unless_first()
     log.info(
         "%s parameters, of which %s train, %d samples, %d steps of %d documents",
         f"{num_parameters(parts.model):,}", f"{num_trained:,}", len(train.index), run.steps, run.batch_size,
     )  # fmt: skip
-
-    def save(_: pl.LightningModule, loss: float) -> None:
-        log.info("best held-out loss so far: %.4f", loss)
-        write()
-
-    callbacks: list[pl.Callback] = [Best(save)] if held_out is not None else []
-    if show is not None and run.sample_every:
-        callbacks.append(Showing(run.sample_every, show))
     steps = StepData(train, held_out, data.num_workers, data.worker_timeout_s)
+    folder = out / "model"
     with only_training(parts.model, stage):
-        code = fit(objective, steps, run=run, out=out, callbacks=callbacks)
-    for reason, count in sorted(steps.skipped.items()):
-        log.warning("skipped %d samples: %s", count, reason)
-    if is_first() and (held_out is None or not (out / "model").is_dir()):
-        parts.save(out / "model")
-    return code
+        return fit_and_save(
+            objective, steps, run=run, out=out, folder=folder, save=partial(parts.save, folder), show=show
+        )
 
 
 def document_batches(

@@ -1,20 +1,20 @@
 """Two processes take the steps of one, and what they save outlives a kill."""
 
 import csv
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 
-from anymodal.learning import callbacks, fitting
+from anymodal.data.index import ShardIndex
+from anymodal.data.shards import Sample, write_shards
+from anymodal.learning import fitting
 from anymodal.learning.checkpoints import newest, step_of
-from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
+from anymodal.learning.config import OptimizerConfig, Ratios, RunConfig, StageConfig
 from anymodal.learning.distributed import is_first, processes_of, strategy_of
 from anymodal.learning.unified_run import train_unified
 from anymodal.model.folder import ModelFolder
@@ -84,12 +84,13 @@ def test_two_processes_take_the_steps_of_one(
 
 @pytest.mark.parametrize("strategy", KINDS)
 def test_a_run_goes_on_in_another_number_of_processes(
-    toy: Any, whole: Path, tmp_path: Path, ranks: Ranks, strategy: Any
+    toy: Any, whole: Path, tmp_path: Path, ranks: Ranks, interrupt: Any, strategy: Any
 ) -> None:
     run = replace(RUN, strategy=strategy)
     for world, last in ((1, 2), (2, 4), (1, 6)):
         with pytest.MonkeyPatch.context() as patch:
-            interrupt(patch, *[StopAt(last, rank=world - 1)] * (last < RUN.steps))
+            if last < RUN.steps:
+                interrupt(patch, last, number=signal.SIGTERM, rank=world - 1)
             codes = ranks(world, lambda _: train(toy, tmp_path, run))
         assert codes == [75 if last < RUN.steps else 0] * world
         checkpoint = newest(tmp_path / "checkpoints")
@@ -99,25 +100,19 @@ def test_a_run_goes_on_in_another_number_of_processes(
     assert_same_run(whole, tmp_path)
 
 
-class StopAt(pl.Callback):
-    """Send one of the processes SIGTERM within a step."""
-
-    def __init__(self, step: int, rank: int) -> None:
-        self.step, self.rank = step, rank
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step - 1 and trainer.global_rank == self.rank:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, *stops: pl.Callback) -> None:
-    original = callbacks.callbacks_for
-
-    def with_stops(*arguments: Any) -> list[pl.Callback]:
-        first, *others = original(*arguments)
-        return [first, *stops, *others]
-
-    monkeypatch.setattr(fitting, "callbacks_for", with_stops)
+def test_what_any_process_skips_is_counted(
+    toy: Any, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = ShardIndex.open(toy.coded)
+    bare = [Sample(f"bare-{i}", {"txt": b"a dog"}) for i in range(12)]
+    write_shards([*(index.read(i) for i in range(len(index))), *bare], f"{tmp_path}/mixed/%06d.tar")
+    told = tmp_path / "told"
+    monkeypatch.setattr(fitting.log, "warning", lambda text, *values: told.open("a").write(text % values))
+    stage = StageConfig(seq_len=256, ratios=Ratios(draw=1.0, answer=0.0, text=0.0))
+    run = replace(RUN, steps=3, batch_size=12, validate_every=0)  # an epoch
+    data = replace(toy.data, train=f"{tmp_path}/mixed")
+    assert ranks(2, lambda rank: train(toy, tmp_path / "run", run, data=data, stage=stage)) == [0, 0]
+    assert told.read_text() == 2 * "skipped 12 samples: no codes", "both know it; one has a log that shows it"
 
 
 def test_a_number_of_processes_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +143,13 @@ def test_sharded_weights_have_no_average() -> None:
 
 def test_shards_go_on_in_shards(toy: Any, tmp_path: Path, ranks: Ranks, capfd: pytest.CaptureFixture[str]) -> None:
     short = replace(RUN, steps=1, validate_every=0, checkpoint_every=1)
-    assert ranks(2, lambda _: train(toy, tmp_path, replace(short, strategy="fsdp"))) == [0, 0]
+    once: dict[str, torch.Tensor] = {}
+    for _ in range(2):  # the second time there is nothing left to do
+        assert ranks(2, lambda _: train(toy, tmp_path, replace(short, strategy="fsdp"))) == [0, 0]
+        found = ModelFolder.load(tmp_path / "model").model.state_dict()
+        once = once or found
+        assert all(torch.equal(found[name], tensor) for name, tensor in once.items())
+    begun = toy.parts().model.state_dict()
+    assert any(not torch.equal(begun[name], tensor) for name, tensor in once.items())
     assert ranks(1, lambda _: train(toy, tmp_path, replace(short, steps=2))) == [1]
     assert "was saved in shards; resume it with run.strategy fsdp" in capfd.readouterr().out

@@ -100,5 +100,7 @@ def test_two_processes_take_the_steps_of_one(
 
 
 def test_what_is_for_transformers_is_refused(toy: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="run.strategy must be ddp for image tokenizers.* got fsdp"):
+        train(toy, tmp_path, replace(RUN, strategy="fsdp"))
     with pytest.raises(ValueError, match="run.compile and run.checkpoint_activations are for transformers"):
         train(toy, tmp_path, replace(RUN, checkpoint_activations=True))

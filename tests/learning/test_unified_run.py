@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 
 from anymodal.data.index import ShardIndex
 from anymodal.data.shards import Sample, write_shards
-from anymodal.learning import callbacks, fitting
 from anymodal.learning.checkpoints import newest, step_of
 from anymodal.learning.config import OptimizerConfig, Ratios, RunConfig, StageConfig
 from anymodal.learning.unified_run import train_unified
@@ -40,27 +38,6 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return ModelFolder.load(out / "model").model.state_dict()
 
 
-class StopAt(pl.Callback):
-    """Send this process a signal within a step."""
-
-    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
-        self.step, self.number = step, number
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step - 1:
-            os.kill(os.getpid(), self.number)
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, *stops: pl.Callback) -> None:
-    original = callbacks.callbacks_for
-
-    def with_stops(*arguments: Any) -> list[pl.Callback]:
-        first, *others = original(*arguments)
-        return [first, *stops, *others]
-
-    monkeypatch.setattr(fitting, "callbacks_for", with_stops)
-
-
 @pytest.fixture(scope="module")
 def whole(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
@@ -70,11 +47,11 @@ def whole(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_stopped_run_resumes_bit_for_bit(
-    toy: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+    toy: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: Any, number: int, code: int
 ) -> None:
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        interrupt(patch, StopAt(2, number))
+        interrupt(patch, 2, number=number)
         assert train(toy, tmp_path) == code
     assert signal.getsignal(number) is before
     checkpoint = newest(tmp_path / "checkpoints")
@@ -87,14 +64,14 @@ def test_a_stopped_run_resumes_bit_for_bit(
         assert torch.equal(weights(tmp_path)[name], tensor), name
 
 
-def test_a_killed_run_resumes_from_its_last_checkpoint(toy: Any, whole: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_from_its_last_checkpoint(toy: Any, whole: Path, tmp_path: Path, disturb: Any) -> None:
     class Crash(pl.Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
             if trainer.global_step == 5:
                 raise RuntimeError("killed")
 
     with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, Crash())
+        disturb(patch, Crash())
         with pytest.raises(RuntimeError, match="killed"):
             train(toy, tmp_path)
     checkpoint = newest(tmp_path / "checkpoints")
@@ -106,12 +83,12 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(toy: Any, whole: Path, tm
 
 
 def test_averaged_weights_survive_a_stop_and_a_second_call(
-    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: Any
 ) -> None:
     run = replace(RUN, ema_decay=0.5)
     assert train(toy, tmp_path / "whole", run) == 0
     with monkeypatch.context() as patch:
-        interrupt(patch, StopAt(4))
+        interrupt(patch, 4)
         assert train(toy, tmp_path / "halves", run) == 130
     assert train(toy, tmp_path / "halves", run) == 0
     first = weights(tmp_path / "whole")
@@ -125,7 +102,7 @@ def test_averaged_weights_survive_a_stop_and_a_second_call(
 
 
 def test_a_stage_trains_its_rows_and_their_average_and_resumes(
-    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: Any
 ) -> None:
     stage = replace(STAGE, trains=("image_head", "connector"), rates={"connector": 2.0})
     run = replace(RUN, ema_decay=0.3, accumulate=2)
@@ -135,7 +112,7 @@ def test_a_stage_trains_its_rows_and_their_average_and_resumes(
 
     assert tune(tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        interrupt(patch, StopAt(4))
+        interrupt(patch, 4)
         assert tune(tmp_path / "halves") == 130
     assert tune(tmp_path / "halves") == 0
     first, before = weights(tmp_path / "whole"), toy.parts(heads="shared").model.state_dict()
