@@ -41,19 +41,32 @@ class Answered:
 
 @dataclass(frozen=True)
 class Score:
-    """Hold a share in [0, 1] next to chance and to the ceiling, the best that the image tokenizer allows."""
+    """Hold a result of `count` pictures or questions next to what it is to be compared with.
+
+    The unit "%" means a share in [0, 1]; any other is that of the value as it stands. `blind` is what the same model
+    reaches that is not shown the picture; `ceiling` the best that the image tokenizer allows.
+
+    >>> Score("yes-no questions", 0.75, 8, chance=0.5).describe()
+    'yes-no questions                          75.0 % of 8, chance 50.0 %'
+    """
 
     name: str
     value: float
     count: int
     chance: float | None = None
     ceiling: float | None = None
+    blind: float | None = None
+    unit: str = "%"
 
     def describe(self) -> str:
         """Return the score as a line, for terminals."""
-        words = f"{self.name:<40}{100 * self.value:6.1f} % of {self.count}"
-        words += "" if self.chance is None else f", chance {100 * self.chance:.1f} %"
-        return words + ("" if self.ceiling is None else f", ceiling {100 * self.ceiling:.1f} %")
+        beside = {"chance": self.chance, "blind": self.blind, "ceiling": self.ceiling}
+        told = [f", {name} {self.spell(value)}" for name, value in beside.items() if value is not None]
+        return f"{self.name:<40}{self.spell(self.value):>8} of {self.count}{''.join(told)}"
+
+    def spell(self, value: float) -> str:
+        """Return a value with the unit."""
+        return f"{100 * value:.1f} %" if self.unit == "%" else f"{value:.4g} {self.unit}".strip()
 
 
 @dataclass(frozen=True)
@@ -178,22 +191,24 @@ def _answers(answers: Sequence[Answered]) -> str:
     return f'<div class="questions">{"".join(cards)}</div>' if cards else ""
 
 
-def _percent(share: float | None) -> str:
-    if share is None:
+def _spelled(score: Score, value: float | None) -> str:
+    if value is None:
         return "–"
-    return f"{100 * share:.1f} %" if 0 < share < 0.1 else f"{100 * share:.0f} %"
+    return f"{100 * value:.0f} %" if score.unit == "%" and not 0 < value < 0.1 else score.spell(value)
 
 
 def _scores(title: str, scores: Sequence[Score]) -> str:
-    rows = []
+    rows, blind = [], any(each.blind is not None for each in scores)
     for each in scores:
         tick = "" if each.chance is None else f'<i class="tick" style="left:{100 * each.chance:.1f}%"></i>'
-        bar = f'<div class="bar"><i style="width:{100 * each.value:.1f}%"></i>{tick}</div>'
+        bar = f'<div class="bar"><i style="width:{100 * each.value:.1f}%"></i>{tick}</div>' if each.unit == "%" else ""
+        beside = [each.chance, *([each.blind] if blind else []), each.ceiling]
         rows.append(
-            f"<tr><th>{escape(each.name)}</th><td><b>{_percent(each.value)}</b></td><td>{bar}</td>"
-            f"<td>{_percent(each.chance)}</td><td>{_percent(each.ceiling)}</td><td>{each.count}</td></tr>"
+            f"<tr><th>{escape(each.name)}</th><td><b>{_spelled(each, each.value)}</b></td><td>{bar}</td>"
+            f"{''.join(f'<td>{_spelled(each, value)}</td>' for value in beside)}<td>{each.count}</td></tr>"
         )
-    head = "<tr><th></th><th>score</th><th></th><th>chance</th><th>ceiling</th><th>of</th></tr>"
+    titles = ["", "score", "", "chance", *(["blind"] if blind else []), "ceiling", "of"]
+    head = f"<tr>{''.join(f'<th>{title}</th>' for title in titles)}</tr>"
     body = f'<table class="scores"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
     return f'<h3>{escape(title)}</h3><div class="scroll">{body}</div>' if rows else ""
 

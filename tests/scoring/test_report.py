@@ -70,6 +70,17 @@ def test_what_was_memorised_is_labelled(report: Report) -> None:
     assert "some &amp; such" in page
 
 
+def test_scores_know_their_unit() -> None:
+    scores = (Score("PSNR", 26.04, 8, unit="dB"), Score("yes-no questions", 0.75, 8, chance=0.5, blind=0.505))
+    loud, share = (score.describe() for score in scores)
+    assert loud.split() == ["PSNR", "26.04", "dB", "of", "8"]
+    assert share.endswith("75.0 % of 8, chance 50.0 %, blind 50.5 %")
+    page = write_page(Report(title="", lead="", scores={"all": scores}))
+    assert "<th>blind</th><th>ceiling</th>" in page
+    assert "<b>26.04 dB</b></td><td></td>" in page
+    assert "<th>blind</th>" not in write_page(Report(title="", lead="", scores={"all": scores[:1]}))
+
+
 def test_it_is_saved_whole(report: Report, tmp_path: Path) -> None:
     save_report(report, tmp_path / "report.html")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
