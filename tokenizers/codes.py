@@ -14,6 +14,8 @@ their rank, others are told. Each shard is whole or absent, and the same command
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from anymodal.data.config import DataConfig
+
 if TYPE_CHECKING:
     from anymodal.data.index import ShardIndex
     from anymodal.data.recoding import Recoding
@@ -32,6 +34,8 @@ def main(
     rank: int | None = None,
     world: int | None = None,
     index_folder: Path | None = None,
+    cache_folder: str = "",
+    cache_shards: int = 16,
     max_bad_fraction: float = 0.001,
     overwrite: bool = False,
     allow_pickle: bool = False,
@@ -39,7 +43,7 @@ def main(
     """Encode the pictures of shards.
 
     Args:
-        shards: shards to read, as open_clip writes them ("train-{000..010}.tar").
+        shards: shards to read, as open_clip writes them ("train-{000..010}.tar"), or addresses of remote ones.
         image_tokenizer: folder of the image tokenizer, or of a model of any known layout, whose own is taken.
         out: folder of the new shards, which are named 000000.tar, 000001.tar, ..., or of the records.
         form: write every shard again with codes among its members, or records of codes alone.
@@ -50,14 +54,15 @@ def main(
         rank: which of the processes this is, from 0 on; null asks torchrun or SLURM, or is the only one.
         world: how many processes share the shards.
         index_folder: where indexes of foreign shards go when their own folder is read-only.
+        cache_folder: where copies of remote shards are kept, and their indexes; a training may share them.
+        cache_shards: half the number of copies that are kept.
         max_bad_fraction: share of bad samples above which nothing is written, among the shards of this process.
         overwrite: replace what stands in the folder and was made of something else.
         allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
     """
-    from functools import partial
-
     from anymodal.data.coding import Coding
     from anymodal.data.index import ShardIndex
+    from anymodal.data.opening import copies_of
     from anymodal.data.progress import track
     from anymodal.data.recoding import Recoding, check_folder
     from anymodal.data.shards import expand
@@ -73,9 +78,10 @@ def main(
     numbers = range(place, len(every), processes)
     if not numbers:
         return print(f"{out}: no shard is left for process {place} of {processes}, there are {len(every)}")
+    copies = copies_of(DataConfig(train=shards, cache_folder=cache_folder, cache_shards=cache_shards), shards)
     index = ShardIndex.open(
         [every[number] for number in numbers], index_folder=index_folder, max_bad_fraction=max_bad_fraction,
-        progress=partial(track, what="indexing"),
+        progress=lambda items: track(items, "indexing"), cache=copies,
     )  # fmt: skip
     encode(index, numbers, recoding)
 

@@ -35,7 +35,7 @@ def main(
     """
     import torch
 
-    from anymodal.data.index import ShardIndex
+    from anymodal.data.opening import open_shards
     from anymodal.data.pictures import to_image
     from anymodal.data.samples import pixels_of
     from anymodal.data.sheet import contact_sheet
@@ -44,12 +44,7 @@ def main(
 
     torch.manual_seed(run.seed)
     built = ImageTokenizer(tokenizer)
-    shown = ShardIndex.open(
-        data.held_out or data.train,
-        index_folder=data.index_folder,
-        max_bad_fraction=data.max_bad_fraction,
-        needs=("picture",),
-    )
+    shown = open_shards(data, data.held_out or data.train, needs=("picture",))
     real = torch.stack([pixels_of(shown.read(i), losses.size, "crop") for i in range(min(12, len(shown)))])
 
     def show(step: int) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anymodal.data.config import DataConfig
+
 if TYPE_CHECKING:
     from anymodal.data.index import ShardIndex
 
@@ -20,42 +22,38 @@ def main(
     shards: str | None = None,
     texts: list[str] = [],  # noqa: B006 (never changed)
     vocab_size: int = 4096,
-    index_folder: Path | None = None,
+    index_folder: str | None = None,
+    cache_folder: str = "",
+    cache_shards: int = 16,
     max_bad_fraction: float = 0.001,
 ) -> None:
     """Learn a text tokenizer and write it whole or not at all.
 
     Args:
         out: the tokenizer.json to write.
-        shards: shards to learn from, as open_clip writes them ("train-{000..010}.tar").
+        shards: shards to learn from, as open_clip writes them ("train-{000..010}.tar"), or addresses of remote ones.
         texts: UTF-8 text files to learn from; globs are allowed.
         vocab_size: number of ids; 256 bytes and the special tokens are among them.
         index_folder: where indexes of foreign shards go when their own folder is read-only.
+        cache_folder: where copies of remote shards are kept, and their indexes; a training may share them.
+        cache_shards: half the number of copies that are kept.
         max_bad_fraction: share of bad samples above which nothing is learned.
     """
-    import glob
     import itertools
 
-    from anymodal.data.index import ShardIndex
+    from anymodal.data.opening import open_shards
     from anymodal.data.progress import track
     from anymodal.tokens.text import TextTokenizer
 
     if not shards and not texts:
         raise ValueError("a text tokenizer learns from --shards or --texts, got neither; give one of them")
-    files = []
-    for pattern in texts:
-        matched = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
-        if not matched:
-            raise ValueError(f"{pattern!r} must name at least one text file, but there is none; check --texts")
-        files += matched
-    sources: list[Iterable[str]] = [_lines(path) for path in files]
+    sources: list[Iterable[str]] = [_lines(path) for pattern in texts for path in _files(pattern)]
     if shards:
-        index = ShardIndex.open(
-            shards,
-            index_folder=index_folder,
+        data = DataConfig(
+            train=shards, index_folder=index_folder, cache_folder=cache_folder, cache_shards=cache_shards,
             max_bad_fraction=max_bad_fraction,
-            progress=lambda items: track(items, "indexing"),
-        )
+        )  # fmt: skip
+        index = open_shards(data, shards, progress=lambda items: track(items, "indexing"))
         sources.append(_said(index, track(range(len(index)), "reading")))
     count = 0
 
@@ -72,6 +70,15 @@ def main(
     print(f"{out}: {tokenizer.vocab_size} ids learned from {count} texts, fingerprint {tokenizer.fingerprint}")
     if shards and index.bad:
         print("set aside: " + ", ".join(f"{number} x {reason}" for reason, number in index.bad.items()))
+
+
+def _files(pattern: str) -> list[str]:
+    import glob
+
+    matched = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+    if not matched:
+        raise ValueError(f"{pattern!r} must name at least one text file, but there is none; check --texts")
+    return matched
 
 
 def _said(index: "ShardIndex", numbers: Iterable[int]) -> Iterator[str]:

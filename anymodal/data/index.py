@@ -113,7 +113,7 @@ class ShardIndex:
         keys = tuple(image_keys)
         folder = Path(index_folder) if index_folder is not None else None
         if any(map(is_remote, shards)) and cache is None:
-            raise ValueError(f"remote shards need a folder for copies of them, got {shards[0]}; name data.cache_folder")
+            raise ValueError(f"remote shards need a folder for copies of them, got {shards[0]}; name a cache_folder")
         found = [
             cache.index_of(shard, folder=folder, image_keys=keys, verify_pictures=verify_pictures)
             if cache is not None and is_remote(shard)

@@ -92,7 +92,7 @@ def test_shards_are_read_through_copies(memory: Any, tmp_path: Path, indexes: bo
     local = shards(tmp_path / "local")
     upload(memory, local, indexes=indexes)
     cache = ShardCache(tmp_path / "cache", 2)
-    with pytest.raises(ValueError, match="remote shards need a folder for copies.*data.cache_folder"):
+    with pytest.raises(ValueError, match="remote shards need a folder for copies.*name a cache_folder"):
         ShardIndex.open("memory://bucket")
     names = "memory://bucket/{000000..000005}.tar"
     index, plain = ShardIndex.open(names, cache=cache), ShardIndex.open(str(tmp_path / "local"))
