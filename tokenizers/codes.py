@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Literal
 from anymodal.data.config import DataConfig
 
 if TYPE_CHECKING:
-    from anymodal.data.index import ShardIndex
     from anymodal.data.recoding import Recoding
 
 
@@ -33,7 +32,7 @@ def main(
     keep_pictures: bool = True,
     rank: int | None = None,
     world: int | None = None,
-    index_folder: Path | None = None,
+    index_folder: str | None = None,
     cache_folder: str = "",
     cache_shards: int = 16,
     max_bad_fraction: float = 0.001,
@@ -61,49 +60,45 @@ def main(
         allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
     """
     from anymodal.data.coding import Coding
-    from anymodal.data.index import ShardIndex
-    from anymodal.data.opening import copies_of
-    from anymodal.data.progress import track
-    from anymodal.data.recoding import Recoding, check_folder
-    from anymodal.data.shards import expand
+    from anymodal.data.recoding import Recoding
     from anymodal.published.registry import load_image_tokenizer
 
-    place, processes = place_of(rank, world)
+    share = place_of(rank, world)
     tokenizer = load_image_tokenizer(image_tokenizer, allow_pickle=allow_pickle)
     coding = Coding(tokenizer=tokenizer, size=size, views=augmentations, batch_size=batch_size)
     recoding = Recoding(coding=coding, out=out, form=form, keep_pictures=keep_pictures, overwrite=overwrite)
-    every = expand(shards)
-    if form == "members":
-        check_folder(out, len(every), overwrite=overwrite)
-    numbers = range(place, len(every), processes)
-    if not numbers:
-        return print(f"{out}: no shard is left for process {place} of {processes}, there are {len(every)}")
-    copies = copies_of(DataConfig(train=shards, cache_folder=cache_folder, cache_shards=cache_shards), shards)
-    index = ShardIndex.open(
-        [every[number] for number in numbers], index_folder=index_folder, max_bad_fraction=max_bad_fraction,
-        progress=lambda items: track(items, "indexing"), cache=copies,
+    data = DataConfig(
+        train=shards, index_folder=index_folder, cache_folder=cache_folder, cache_shards=cache_shards,
+        max_bad_fraction=max_bad_fraction,
     )  # fmt: skip
-    encode(index, numbers, recoding)
+    encode(data, share, recoding)
 
 
-def encode(index: "ShardIndex", numbers: range, recoding: "Recoding") -> None:
-    """Write the codes of the shards of an index, and say what became of them."""
-    from functools import partial
-
+def encode(data: DataConfig, share: tuple[int, int], recoding: "Recoding") -> None:
+    """Write the codes of a process's share of the shards, and say what became of them."""
     import torch
 
+    from anymodal.data.opening import open_shards
     from anymodal.data.progress import track
-    from anymodal.data.recoding import recode
+    from anymodal.data.recoding import check_folder, recode
+    from anymodal.data.shards import expand
 
+    (place, processes), count = share, len(expand(data.train))
+    if recoding.form == "members":
+        check_folder(recoding.out, count, overwrite=recoding.overwrite)
+    numbers = range(place, count, processes)
+    if not numbers:
+        return print(f"{recoding.out}: no shard is left for process {place} of {processes}, there are {count}")
+    index = open_shards(data, data.train, progress=lambda items: track(items, "indexing"), share=share)
     if torch.cuda.is_available():
-        recoding.coding.tokenizer.to(f"cuda:{numbers.start % torch.cuda.device_count()}")
-    made = recode(index, numbers, recoding, progress=partial(track, what="encoding shards"))
+        recoding.coding.tokenizer.to(f"cuda:{place % torch.cuda.device_count()}")
+    made = recode(index, numbers, recoding, progress=lambda items: track(items, "encoding shards"))
     kept = f", {made.kept} of them stood there already" if made.kept else ""
     what = {"members": "shards with codes", "records": "records of codes"}[recoding.form]
     fingerprint = recoding.coding.tokenizer.fingerprint
     print(f"{recoding.out}: {made.samples} samples in {len(numbers)} {what} of {fingerprint}{kept}")
-    for reason, count in index.bad.items():
-        print(f"set aside: {count} x {reason}")
+    for reason, number in index.bad.items():
+        print(f"set aside: {number} x {reason}")
 
 
 def place_of(rank: int | None, world: int | None) -> tuple[int, int]:

@@ -157,8 +157,10 @@ def _expand_one(pattern: str) -> list[str]:
         if not found:
             raise ValueError(f"a folder of shards must hold .tar files, {pattern} holds none")
         return found
+    if Path(pattern).is_file():  # whatever signs its name holds
+        return [pattern]
     try:
-        names = [pattern] if Path(pattern).exists() else list(braceexpand(pattern))
+        names = list(braceexpand(pattern))
     except ValueError as error:
         raise ValueError(f"braces must be balanced, got {pattern}: {error}") from error
     shards = list(chain.from_iterable(_glob(name) if glob.has_magic(name) else [name] for name in names))

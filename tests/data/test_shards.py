@@ -109,6 +109,9 @@ def test_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert expand("a-{00..01}.tar") == ["a-00.tar", "a-01.tar"]
     assert expand("a-{00..01}.tar::b-00.tar") == ["a-00.tar", "a-01.tar", "b-00.tar"]
     assert expand(["b-*.tar", "a-01.tar"]) == ["b-00.tar", "a-01.tar"]
+    Path("c[0]").mkdir()
+    Path("c[0]/{1,2}.tar").touch()
+    assert expand(expand("c[0]")) == ["c[0]/{1,2}.tar"], "what is expanded names itself"
     assert expand(str(tmp_path)) == [f"{tmp_path}/{name}" for name in ("a-00.tar", "a-01.tar", "b-00.tar")]
 
 
