@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
@@ -13,6 +13,7 @@ from anymodal.data.shards import Sample
 from anymodal.pipeline import Pipeline
 
 BATCH = 32
+BLANKS = {"a grey picture": "#808080", "a white picture": "#ffffff"}
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,30 @@ def ask(pipe: Pipeline, asked: Sequence[Asked]) -> list[str]:
     return answers
 
 
-def is_right(answer: str, truth: str) -> bool:
-    """Say whether two answers are the same but for case, articles, spaces and a full stop.
+def ask_blind(pipe: Pipeline, asked: Sequence[Asked]) -> dict[str, list[str]]:
+    """Let a model answer without what the questions are about: by their text alone, and shown an empty picture."""
+    alone: list[str] = []
+    for start in range(0, len(asked), BATCH):
+        questions = [[each.question] for each in asked[start : start + BATCH]]
+        alone += [" ".join(map(str, parts)) for parts in pipe.generate_batch(questions, want="text")]
+    found = {"no picture": alone}
+    for how, colour in BLANKS.items():
+        found[how] = ask(pipe, [replace(each, image=Image.new("RGB", each.image.size, colour)) for each in asked])
+    return found
 
-    >>> is_right("A dog.", "the dog"), is_right("two dogs", "a dog")
-    (True, False)
+
+def is_right(answer: str, truth: str) -> bool:
+    """Say whether two answers are the same but for case, articles, spaces, a full stop and American grey.
+
+    >>> is_right("A dog.", "the dog"), is_right("two dogs", "a dog"), is_right("gray", "grey")
+    (True, False, True)
     """
     return normalised(answer) == normalised(truth)
 
 
 def normalised(answer: str) -> str:
-    """Return an answer in lower case, without article and full stop."""
-    words = " ".join(answer.lower().split()).rstrip(".! ")
+    """Return an answer in lower case and British, without article and full stop."""
+    words = re.sub(r"\bgray\b", "grey", " ".join(answer.lower().split())).rstrip(".! ")
     return re.sub(r"^(an?|the) ", "", words)
 
 

@@ -1,6 +1,6 @@
 """Which concept is drawn? The nearest one among the rendered truth of many, by pixels and by features."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,57 +50,72 @@ def rendered(names: Sequence[str]) -> dict[str, Image.Image]:
     return {name: render(Scene("one", "white", (Placed(name, "centre"),), SIDE)) for name in names}
 
 
-def nearest_by_pixels(drawings: Sequence[Image.Image], candidates: Candidates) -> list[str]:
-    """Name the candidate with the least mean squared error in pixels to each drawing."""
-    return _nearest(drawings, candidates, lambda pixels: pixels.flatten(1), lambda a, b: -_squares(a, b))
+class Gallery:
+    """Hold candidates, described once, by their pixels or their features, to look for the nearest to each drawing.
 
+    By pixels the nearest has the least mean squared error, by features the greatest cosine.
 
-def nearest_by_features(drawings: Sequence[Image.Image], candidates: Candidates) -> list[str]:
-    """Name the candidate whose features have the greatest cosine with those of each drawing.
-
-    Raises:
-        ValueError: the package with the weights is not installed.
+    >>> truth = rendered(["dog", "cat", "rose"])
+    >>> Gallery(truth).retrieve([truth["cat"]], ["cat"], among=["dog", "cat"]).share
+    1.0
     """
-    return _nearest(drawings, candidates, features, lambda a, b: F.normalize(a) @ F.normalize(b).mT)
+
+    def __init__(self, candidates: Candidates, *, by: str = "pixels") -> None:
+        """Describe the candidates.
+
+        Raises:
+            ValueError: there is none, `by` is neither "pixels" nor "features", or their package is not installed.
+        """
+        if by not in ("pixels", "features"):
+            raise ValueError(f"by must be 'pixels' or 'features', got {by!r}.")
+        if not candidates:
+            raise ValueError("a gallery needs candidates, got none.")
+        self.by = by
+        self.places = {name: place for place, name in enumerate(candidates)}
+        self.rows = self.describe(list(candidates.values()))
+
+    def describe(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "b d"]:
+        """Return what pictures are compared by."""
+        pixels = stacked(pictures)
+        return F.normalize(features(pixels).double()) if self.by == "features" else pixels.flatten(1).double()
+
+    def nearest(self, drawings: Sequence[Image.Image], among: Sequence[str] | None = None) -> list[str]:
+        """Name the candidate nearest to each drawing, of all or of those named in `among`.
+
+        Raises:
+            ValueError: `among` names what is no candidate.
+        """
+        names = self._known(self.places if among is None else among)
+        if not drawings:
+            return []
+        rows, described = self.rows[[self.places[name] for name in names]], self.describe(drawings)
+        near = 2 * described @ rows.mT - rows.square().sum(dim=1)  # to unit vectors the nearest is that of the cosine
+        return [names[i] for i in near.argmax(dim=1).tolist()]
+
+    def retrieve(
+        self, drawings: Sequence[Image.Image], names: Sequence[str], among: Sequence[str] | None = None
+    ) -> Retrieval:
+        """Find every drawing's nearest candidate; `names` are the concepts that were to be drawn.
+
+        Raises:
+            ValueError: the numbers of drawings and names differ, or a name is no candidate.
+        """
+        if len(drawings) != len(names):
+            raise ValueError(f"there must be one name a drawing, got {len(drawings)} drawings and {len(names)} names.")
+        self._known(names)
+        found = self.nearest(drawings, among)
+        return Retrieval(tuple(names), tuple(found), len(self.places if among is None else among))
+
+    def _known(self, names: Iterable[str]) -> list[str]:
+        found = list(names)
+        strange = [name for name in found if name not in self.places]
+        if strange:
+            raise ValueError(
+                f"names must be among the {len(self.places)} candidates, {strange[0]!r} is not; add it to them."
+            )
+        return found
 
 
-def retrieve(
-    drawings: Sequence[Image.Image], names: Sequence[str], candidates: Candidates, *, by: str = "pixels"
-) -> Retrieval:
-    """Find every drawing's nearest candidate; `names` are the concepts that were to be drawn, `by` pixels or features.
-
-    Raises:
-        ValueError: the numbers of drawings and names differ, or a name is no candidate.
-    """
-    if len(drawings) != len(names):
-        raise ValueError(f"there must be one name a drawing, got {len(drawings)} drawings and {len(names)} names.")
-    strange = [name for name in names if name not in candidates]
-    if strange:
-        raise ValueError(
-            f"names must be among the {len(candidates)} candidates, {strange[0]!r} is not; add it to them."
-        )
-    if by not in ("pixels", "features"):
-        raise ValueError(f"by must be 'pixels' or 'features', got {by!r}.")
-    find = nearest_by_features if by == "features" else nearest_by_pixels
-    return Retrieval(tuple(names), tuple(find(drawings, candidates)), len(candidates))
-
-
-def _nearest(
-    drawings: Sequence[Image.Image],
-    candidates: Candidates,
-    describe: Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b d"]],
-    nearness: Callable[[Float[Tensor, "b d"], Float[Tensor, "k d"]], Float[Tensor, "b k"]],
-) -> list[str]:
-    if not drawings:
-        return []
-    names = list(candidates)
-    near = nearness(describe(_stack(drawings)), describe(_stack(list(candidates.values()))))
-    return [names[i] for i in near.argmax(dim=1).tolist()]
-
-
-def _squares(a: Float[Tensor, "b d"], b: Float[Tensor, "k d"]) -> Float[Tensor, "b k"]:
-    return torch.stack([(row - b).square().mean(dim=1) for row in a])
-
-
-def _stack(pictures: Sequence[Image.Image]) -> Float[Tensor, "b 3 h w"]:
-    return torch.stack([to_pixels(picture, SIDE, SIDE) for picture in pictures])
+def stacked(pictures: Sequence[Image.Image], side: int = SIDE) -> Float[Tensor, "b 3 h w"]:
+    """Return pictures as pixels in [-1, 1] of one size."""
+    return torch.stack([to_pixels(picture, side, side) for picture in pictures])

@@ -39,7 +39,12 @@ class Verdict:
     @property
     def right(self) -> bool:
         """Say whether everything is."""
-        return self.concepts and self.count and self.tiles and self.position and self.background
+        return not self.wrong
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """Name what is not."""
+        return tuple(name for name, right in vars(self).items() if not right)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class SceneScores:
     def share(self) -> float:
         """Return the share of scenes that are right in everything."""
         return sum(verdict.right for verdict in self.verdicts) / max(1, len(self.verdicts))
+
+    @property
+    def mean(self) -> float:
+        """Return the mean of the kinds' shares: the overall score of GenEval (arXiv:2310.11513)."""
+        return sum(self.shares.values()) / max(1, len(self.shares))
 
     @property
     def shares(self) -> dict[str, float]:

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from anymodal.data.scenes import KINDS, SCENE_NAMES, Placed, Scene, draw_scene, render
-from anymodal.scoring.scenes import SceneReader, SceneScores, compare, score_scenes
+from anymodal.scoring.scenes import SceneReader, SceneScores, Verdict, compare, score_scenes
 
 NAMES = SCENE_NAMES[:70]
 A_KIND = 30
@@ -51,7 +51,7 @@ def test_what_a_caption_leaves_open_does_not_count(reader: SceneReader) -> None:
 def test_every_part_is_judged(reader: SceneReader) -> None:
     wanted = Scene("binding", "white", (Placed("dog", "left", "red"), Placed("rose", "right", "blue")))
     swapped = Scene("binding", "white", (Placed("dog", "left", "blue"), Placed("rose", "right", "red")))
-    assert not compare(reader.read(render(swapped)), wanted).tiles
+    assert compare(reader.read(render(swapped)), wanted).wrong == ("tiles",)
     grey = Scene("binding", "grey", wanted.objects)
     verdict = compare(reader.read(render(grey)), wanted)
     assert (verdict.background, verdict.tiles) == (False, True)
@@ -72,4 +72,10 @@ def test_mistakes_are_named(reader: SceneReader) -> None:
         score_scenes([], [Scene("one", "white", (Placed("dog", "centre"),))], reader)
     with pytest.raises(ValueError, match="got none"):
         SceneReader([])
-    assert SceneScores((), ()).share == 0.0
+    assert SceneScores((), ()).share == SceneScores((), ()).mean == 0.0
+
+
+def test_the_mean_weighs_kinds_alike() -> None:
+    good, bad = (Verdict(concepts=ok, count=ok, tiles=ok, position=ok, background=ok) for ok in (True, False))
+    scores = SceneScores(("one", "one", "one", "two"), (good, good, good, bad))
+    assert (scores.share, scores.mean) == (0.75, 0.5)
