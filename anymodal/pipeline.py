@@ -55,15 +55,7 @@ def from_pretrained(
     Raises:
         ValueError: no such model, or its folder is broken; the message names the file.
     """
-    embedded = EMBEDDED / str(name_or_folder)
-    folder = Path(name_or_folder)
-    if not folder.is_dir() and embedded.is_dir():
-        folder = embedded
-    if not folder.is_dir():
-        names = sorted(path.name for path in EMBEDDED.glob("*")) if EMBEDDED.is_dir() else []
-        raise ValueError(
-            f"there is no model {str(name_or_folder)!r}: no such folder, and the embedded models are {names}."
-        )
+    folder = find_folder(name_or_folder)
     where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     light, chosen = _format(dtype, where, native=native)
     ours = "format" in read_json(folder / "config.json") if (folder / "config.json").is_file() else False
@@ -74,6 +66,24 @@ def from_pretrained(
     if light is not None:
         lighten(parts.model, light, native=native)
     return Pipeline(parts, engine)
+
+
+def find_folder(name_or_folder: str | Path) -> Path:
+    """Return the folder of an embedded model, or one that stands on the disk.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    embedded = EMBEDDED / str(name_or_folder)
+    folder = Path(name_or_folder)
+    if not folder.is_dir() and embedded.is_dir():
+        folder = embedded
+    if not folder.is_dir():
+        names = sorted(path.name for path in EMBEDDED.glob("*")) if EMBEDDED.is_dir() else []
+        raise ValueError(
+            f"there is no model {str(name_or_folder)!r}: no such folder, and the embedded models are {names}."
+        )
+    return folder
 
 
 def _format(dtype: str, device: str, *, native: bool) -> tuple[Kind | None, torch.dtype | None]:

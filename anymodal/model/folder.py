@@ -1,5 +1,6 @@
 """A model folder on disk: everything that one needs to sample, whole or not at all."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,6 +148,22 @@ class ModelFolder:
             card=read_bytes(card, MAX_SIDE_BYTES).decode("utf-8") if card.is_file() else "",
             origin=_read_origin(folder / ORIGIN) if (folder / ORIGIN).is_dir() else None,
         )
+
+
+def fingerprint_of(folder: Path) -> str:
+    """Return sixteen hexadecimal digits over all files of a model folder but its card and its sampling defaults.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name in ("README.md", "generation_config.json") or name.startswith("."):
+            continue
+        with path.open("rb") as file:
+            digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _read_origin(folder: Path) -> Origin:
