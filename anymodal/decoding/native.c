@@ -6,8 +6,8 @@
  * A sum is a vector of partial sums that grows along i and is folded at the end, in every tile alike: the result of a
  * row depends neither on the other rows nor on the number of threads.
  *
- * Behind it stand RMSNorm and GELU; in native_attention.c, attention to the cache, which torch reads slowly for few queries; and
- * in native_blocks.c all of a transformer for few rows.
+ * Behind it stand RMSNorm and GELU; in native_int8.c, products with int8; in native_attention.c, attention to the cache,
+ * which torch reads slowly for few queries; and in native_blocks.c all of a transformer for few rows.
  */
 
 #include <math.h>
@@ -48,7 +48,6 @@ typedef float quarter __attribute__((vector_size(16)));
 typedef uint32_t words __attribute__((vector_size(LANES * 4)));
 typedef int32_t integers __attribute__((vector_size(LANES * 4)));
 typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
-typedef int8_t bytes __attribute__((vector_size(LANES)));
 
 enum kind { FLOAT32, BFLOAT16, INT8 };
 
@@ -59,9 +58,14 @@ typedef struct {
     const char *w;
     const float *scale; /* of every output, or NULL */
     int64_t rows, in, out;
+    const int16_t *rounded; /* x in whole steps, and the step of every row, for int8 */
+    const float *steps;
 } product;
 
-INLINE int64_t size_of(enum kind kind) { return kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1; }
+static void round_rows(product *p, float *room);
+static void int8_outputs(const product *p, int64_t begin, int64_t end);
+
+INLINE int64_t size_of(enum kind kind) { return kind == FLOAT32 ? 4 : 2; }
 
 INLINE vector load_float32(const void *p) {
     vector v;
@@ -82,20 +86,8 @@ INLINE vector load_bfloat16(const void *p) {
 #endif
 }
 
-INLINE vector load_int8(const void *p) {
-#if defined(__AVX512F__)
-    return (vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
-#elif defined(__AVX2__)
-    return (vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
-#else
-    bytes v;
-    memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(__builtin_convertvector(v, integers), vector);
-#endif
-}
-
 INLINE vector load(enum kind kind, const void *p) {
-    return kind == FLOAT32 ? load_float32(p) : kind == BFLOAT16 ? load_bfloat16(p) : load_int8(p);
+    return kind == FLOAT32 ? load_float32(p) : load_bfloat16(p);
 }
 
 /* Rounded once wherever it stands: GCC tuned for some CPUs multiplies and adds apart in loops with one sum alone. */
@@ -125,25 +117,59 @@ INLINE float fold(vector v) {
     parts[1] += parts[3];
 #endif
     const quarter sum = parts[0] + parts[1];
-    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* The same of four vectors. */
+INLINE quarter fold_four(const vector *v) {
+#ifdef __AVX2__
+    __m128 parts[4];
+    UNROLL for (int i = 0; i < 4; i++) {
+        quarter part[LANES / 4];
+        memcpy(part, v + i, sizeof *v);
+#if LANES == 16
+        part[0] += part[2];
+        part[1] += part[3];
+#endif
+        parts[i] = (__m128)(part[0] + part[1]);
+    }
+    return (quarter)_mm_hadd_ps(_mm_hadd_ps(parts[0], parts[1]), _mm_hadd_ps(parts[2], parts[3]));
+#else
+    return (quarter){fold(v[0]), fold(v[1]), fold(v[2]), fold(v[3])};
+#endif
+}
+
+/* Fold the sums of a tile, and store them times the steps of rows and the scales of outputs: two outputs of a row at
+ * once, or the only one. */
+INLINE void store(const product *p, int rows, int outs, int64_t r, int64_t o, vector sums[ROWS][BLOCK]) {
+    const float *steps = p->steps ? p->steps + r : NULL, *scale = p->scale ? p->scale + o : NULL;
+    const int64_t next = p->out;
+    float *y = p->y + r * next + o;
+    if (outs == 1) *y = fold(sums[0][0]) * (steps ? *steps : 1) * (scale ? *scale : 1);
+    UNROLL for (int s = 0; s + 4 <= rows * outs; s += 4) {
+        const int a = s / outs, b = s % outs, c = (s + 2) / outs, d = (s + 2) % outs;
+        const vector four[4] = {sums[a][b], sums[a][b + 1], sums[c][d], sums[c][d + 1]};
+        quarter folded = fold_four(four);
+        if (steps) folded *= (quarter){steps[a], steps[a], steps[c], steps[c]};
+        if (scale) folded *= (quarter){scale[b], scale[b + 1], scale[d], scale[d + 1]};
+        memcpy(y + a * next + b, &folded, sizeof folded / 2);
+        memcpy(y + c * next + d, (const char *)&folded + sizeof folded / 2, sizeof folded / 2);
+    }
 }
 
 /* Add what a whole vector does not fill, fold and store. Not inlined: a tile's loop needs all registers. */
 NOINLINE void finish(const product *p, int rows, int outs, int64_t r, int64_t o, vector sums[ROWS][BLOCK]) {
     const int64_t rest = p->in % LANES, whole = p->in - rest, size = size_of(p->kind);
     for (int b = 0; b < outs; b++) {
-        const float scale = p->scale ? p->scale[o + b] : 1.0f;
-        for (int a = 0; a < rows; a++) {
-            if (rest) {
-                char weight[LANES * 4] = {0};
-                float read[LANES] = {0};
-                memcpy(weight, p->w + ((o + b) * p->in + whole) * size, rest * size);
-                memcpy(read, p->x + (r + a) * p->in + whole, rest * sizeof(float));
-                sums[a][b] += load_float32(read) * load(p->kind, weight);
-            }
-            p->y[(r + a) * p->out + o + b] = scale * fold(sums[a][b]);
+        for (int a = 0; a < rows && rest; a++) {
+            char weight[LANES * 4] = {0};
+            float read[LANES] = {0};
+            memcpy(weight, p->w + ((o + b) * p->in + whole) * size, rest * size);
+            memcpy(read, p->x + (r + a) * p->in + whole, rest * sizeof(float));
+            sums[a][b] += load_float32(read) * load(p->kind, weight);
         }
     }
+    store(p, rows, outs, r, o, sums);
 }
 
 /* `kind`, `rows` and `outs` are constants where this is inlined, so that the sums live in registers. */
@@ -208,7 +234,7 @@ static void share(const product *p, int64_t thread, int64_t threads) {
     if (end > p->out) end = p->out;
     if (p->kind == FLOAT32) outputs(p, FLOAT32, begin, end);
     if (p->kind == BFLOAT16) outputs(p, BFLOAT16, begin, end);
-    if (p->kind == INT8) outputs(p, INT8, begin, end);
+    if (p->kind == INT8) int8_outputs(p, begin, end);
 }
 
 /* The OpenMP that torch has loaded, handed over at run time: a second one would fight with it for the cores. */
@@ -227,9 +253,11 @@ static int64_t worth(int64_t threads, int64_t weights) {
 
 static void body(void *data) { share(data, thread_number(), thread_count()); }
 
+/* `room` is for int8: so many times 2 * in bytes, up to a whole line, and 4, as there are rows. */
 void anymodal_linear(int64_t kind, int64_t threads, float *y, const float *x, const void *w, const float *scale,
-                     int64_t rows, int64_t in, int64_t out) {
-    product p = {(enum kind)kind, y, x, w, scale, rows, in, out};
+                     int64_t rows, int64_t in, int64_t out, float *room) {
+    product p = {.kind = (enum kind)kind, .y = y, .x = x, .w = w, .scale = scale, .rows = rows, .in = in, .out = out};
+    if (p.kind == INT8) round_rows(&p, room);
     threads = worth(threads, in * out);
     if (threads > 1)
         parallel(body, &p, (unsigned)threads, 0);

@@ -20,13 +20,16 @@ from torch import Tensor
 from anymodal.decoding.noise import gumbel, gumbel_of
 
 COMPILERS = ("cc", "gcc", "clang")
-SOURCES = ("native.c", "native_attention.c", "native_blocks.c")
+SOURCES = ("native.c", "native_int8.c", "native_attention.c", "native_blocks.c")
 """What the library is compiled from, as one."""
 
 ATTENTION = struct.Struct("20qf4x")
 """The C struct `attention`."""
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+
+LINE = 64
+"""Numbers, of which int8 products round a multiple."""
 
 
 def native_linear(
@@ -124,7 +127,7 @@ class Kernel:
         loaded = ctypes.CDLL(str(library))
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         self._linear = loaded.anymodal_linear
-        self._linear.argtypes = (size, size, pointer, pointer, pointer, pointer, size, size, size)
+        self._linear.argtypes = (size, size, pointer, pointer, pointer, pointer, size, size, size, pointer)
         self._linear.restype = None
         self._attention = loaded.anymodal_attention
         self._attention.argtypes = (pointer, size)
@@ -176,7 +179,9 @@ class Kernel:
         y = x.new_empty((*shape[:-1], out))
         threads, scales = torch.get_num_threads(), None if scale is None else scale.data_ptr()
         rows = x.numel() // width
-        self._linear(kind, threads, y.data_ptr(), x.data_ptr(), weight.data_ptr(), scales, rows, width, out)
+        room = x.new_empty(rows * room_of(width)) if kind == KINDS[torch.int8] else None
+        pointers = y.data_ptr(), x.data_ptr(), weight.data_ptr(), scales
+        self._linear(kind, threads, *pointers, rows, width, out, None if room is None else room.data_ptr())
         return y
 
     def attention(self, q: Tensor, keys: Tensor, values: Tensor, places: Tensor, scale: float | None = None) -> Tensor:
@@ -255,6 +260,11 @@ class Kernel:
         y = torch.empty(len(seeds), len(ids))
         self._uniform(y.data_ptr(), *(each.data_ptr() for each in given), len(seeds), len(ids))
         return y
+
+
+def room_of(width: int) -> int:
+    """Return how many float32 numbers an int8 product takes a row, to round it."""
+    return -(-width // LINE) * LINE // 2 + 1
 
 
 @functools.cache

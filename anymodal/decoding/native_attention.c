@@ -53,24 +53,6 @@ INLINE vector exponential(vector x) {
 
 INLINE float exponential_of(float x) { return exponential(splat(x))[0]; }
 
-INLINE void fold_four(float *sums, const vector *v) {
-#ifdef __AVX2__
-    __m128 parts[4];
-    UNROLL for (int i = 0; i < 4; i++) {
-        quarter part[LANES / 4];
-        memcpy(part, v + i, sizeof *v);
-#if LANES == 16
-        part[0] += part[2];
-        part[1] += part[3];
-#endif
-        parts[i] = (__m128)(part[0] + part[1]);
-    }
-    _mm_storeu_ps(sums, _mm_hadd_ps(_mm_hadd_ps(parts[0], parts[1]), _mm_hadd_ps(parts[2], parts[3])));
-#else
-    for (int i = 0; i < 4; i++) sums[i] = fold(v[i]);
-#endif
-}
-
 /* Let keys or values come while something else is computed: memory is slow, and their order is not what it expects. */
 INLINE void fetch(const float *p, int64_t count, int64_t step, int64_t width) {
     for (int64_t key = 0; key < count; key++)
@@ -103,7 +85,8 @@ INLINE void score(const attention *p, tile_of_queries *t, int queries, int keys,
     UNROLL for (int s = 0; s < TILE; s += 4) {
         vector four[4];
         UNROLL for (int i = 0; i < 4; i++) four[i] = sums[(s + i) / keys][(s + i) % keys];
-        fold_four(folded + s, four);
+        const quarter sums_of_four = fold_four(four);
+        memcpy(folded + s, &sums_of_four, sizeof sums_of_four);
     }
     UNROLL for (int a = 0; a < queries; a++) {
         UNROLL for (int c = 0; c < keys; c++) {

@@ -25,7 +25,7 @@ typedef struct {
 
 typedef struct {
     float *x;              /* [rows, queries, dim]: read, and written over */
-    float *room;           /* [rows * queries, dim + qkv + 2 * hidden + the larger of heads * width and hidden] */
+    float *room;           /* [rows * queries, dim + qkv + 2 * hidden + the larger of heads * width and hidden + int8's] */
     const int64_t *places; /* [rows, queries] */
     float *keys, *values;
     const float *turns; /* [2, shown or more, width / 2]: cosines and sines of a place */
@@ -40,11 +40,11 @@ typedef struct {
 
 /* What lies in `room`. */
 typedef struct {
-    float *h, *qkv, *mixed, *gate_up;
+    float *h, *qkv, *gate_up, *mixed, *products;
 } parts;
 
-static void multiply(const matrix *m, float *y, const float *x, int64_t rows, int64_t threads) {
-    anymodal_linear(m->kind, threads, y, x, m->w, m->scale, rows, m->in, m->out);
+static void multiply(const matrix *m, const parts *p, float *y, const float *x, int64_t rows, int64_t threads) {
+    anymodal_linear(m->kind, threads, y, x, m->w, m->scale, rows, m->in, m->out, p->products);
     if (m->bias)
         for (int64_t r = 0; r < rows; r++)
             for (int64_t o = 0; o < m->out; o++) y[r * m->out + o] += m->bias[o];
@@ -97,7 +97,7 @@ static void attend_block(const stack *s, const block *b, const parts *p, int64_t
                          int64_t threads) {
     const int64_t count = s->rows * s->queries, all = b->qkv.out;
     float *keys = s->keys + layer * s->layer_step, *values = s->values + layer * s->layer_step;
-    multiply(&b->qkv, p->qkv, x, count, threads);
+    multiply(&b->qkv, p, p->qkv, x, count, threads);
     for (int64_t i = 0; i < count; i++) place(s, b, p->qkv + i * all, i / s->queries, s->places[i], keys, values);
     const attention a = {.y = p->mixed, .q = p->qkv, .k = keys, .v = values, .places = s->places, .rows = s->rows,
                          .queries = s->queries, .heads = s->heads, .kv_heads = s->kv_heads, .width = s->width,
@@ -106,7 +106,7 @@ static void attend_block(const stack *s, const block *b, const parts *p, int64_t
                          .v_head = s->head_step, .v_key = s->key_step,
                          .scale = 1 / __builtin_sqrtf((float)s->width)};
     anymodal_attention(&a, threads);
-    multiply(&b->o, y, p->mixed, count, threads);
+    multiply(&b->o, p, y, p->mixed, count, threads);
 }
 
 /* gate * sigmoid(gate) * up. */
@@ -134,12 +134,12 @@ static void gate_row(float *y, const float *gate, const float *up, int64_t width
 
 static void feed_forward(const stack *s, const block *b, const parts *p, float *y, const float *x, int64_t threads) {
     const int64_t count = s->rows * s->queries, hidden = s->hidden;
-    multiply(&b->gate_up, p->gate_up, x, count, threads);
+    multiply(&b->gate_up, p, p->gate_up, x, count, threads);
     for (int64_t i = 0; i < count; i++) {
         const float *gate = p->gate_up + 2 * i * hidden;
         gate_row(p->mixed + i * hidden, gate, gate + hidden, hidden);
     }
-    multiply(&b->down, y, p->mixed, count, threads);
+    multiply(&b->down, p, y, p->mixed, count, threads);
 }
 
 static void normalise(const stack *s, float *y, const float *x, const float *weight) {
@@ -156,7 +156,9 @@ int64_t anymodal_blocks(const stack *s, int64_t threads) {
     for (int64_t i = 0; i < count; i++)
         if (s->places[i] < 0 || s->places[i] >= s->shown) return 0;
     float *h = s->room, *qkv = h + count * s->dim, *gate_up = qkv + count * (s->heads + 2 * s->kv_heads) * s->width;
-    const parts p = {.h = h, .qkv = qkv, .gate_up = gate_up, .mixed = gate_up + 2 * count * s->hidden};
+    float *mixed = gate_up + 2 * count * s->hidden;
+    const int64_t widest = s->heads * s->width > s->hidden ? s->heads * s->width : s->hidden;
+    const parts p = {.h = h, .qkv = qkv, .gate_up = gate_up, .mixed = mixed, .products = mixed + count * widest};
     for (int64_t layer = 0; layer < s->depth; layer++) {
         const block *b = s->layers + layer;
         if (!s->swin) normalise(s, h, s->x, b->attention_norm);

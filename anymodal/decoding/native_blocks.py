@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anymodal.decoding.native import KINDS, load_kernel
+from anymodal.decoding.native import KINDS, load_kernel, room_of
 from anymodal.model.cache import CacheStep
 from anymodal.model.transformer import Block, HeadNorm, Transformer, rotary_table
 
@@ -68,7 +68,8 @@ class NativeBlocks:
         self._blocks, self._norm = (_Block * config.depth)(*blocks), self._at(transformer.norm.weight)
         self._turns = self._angles(config.max_seq_len)
         between = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim + 2 * config.hidden_dim
-        self._room = config.dim + between + max(config.num_heads * config.head_dim, config.hidden_dim)
+        widest = max(config.num_heads * config.head_dim, config.hidden_dim)
+        self._room = config.dim + between + widest + room_of(max(widest, config.dim))
         self._fixed = {
             "layers": ctypes.addressof(self._blocks), "norm": self._norm, "depth": config.depth, "dim": config.dim,
             "heads": config.num_heads, "kv_heads": config.num_kv_heads, "width": config.head_dim,

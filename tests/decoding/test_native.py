@@ -47,8 +47,42 @@ def test_product_is_that_of_float64(out: int, width: int, dtype: torch.dtype) ->
         y = native_linear(x, weight, scale)
         wide = weight.double() if scale is None else weight.double() * scale.double()[:, None]
         assert (y.dtype, y.shape) == (torch.float32, (rows, out))
-        size = x.double().abs() @ wide.abs().T
-        assert bool(((y - x.double() @ wide.T).abs() <= 1e-6 * size).all())
+        bound = 1e-6 * x.double().abs() @ wide.abs().T
+        if dtype == torch.int8:
+            bound += rounding(x, wide)
+        assert bool(((y - x.double() @ wide.T).abs() <= bound).all())
+
+
+def rounding(x: Tensor, wide: Tensor) -> Tensor:
+    """Bound what int8 products lose when a row is rounded: half a step of its largest number, for every weight."""
+    return 0.51 / 32767 * x.double().abs().amax(-1, keepdim=True) * wide.abs().sum(1)
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("width", [4032, 4033, 9000])
+def test_int8_sums_of_the_largest_numbers_do_not_overflow(width: int) -> None:
+    weight = torch.full((9, width), -128, dtype=torch.int8)
+    for rows in (1, 2, 3, 4):
+        y = native_linear(torch.full((rows, width), -3.0), weight, torch.full((9,), 0.5))
+        torch.testing.assert_close(y, torch.full((rows, 9), width * 192.0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_int8_rows_of_odd_sizes_do_not_meet() -> None:
+    weight, scale = weights(23, 77, torch.int8)
+    x = torch.randn(7, 77)
+    x[1] = 0
+    x[2] *= 1e33
+    x[3] *= 1e-30
+    x[4, 5], x[5, 76], x[6, 76] = torch.nan, torch.inf, torch.nan
+    y = native_linear(x, weight, scale)
+    assert scale is not None
+    wide = weight.double() * scale.double()[:, None]
+    bound = 1e-6 * x.double().abs() @ wide.abs().T + rounding(x, wide)
+    assert bool(((y - x.double() @ wide.T).abs() <= bound)[:4].all())
+    assert bool(y[4:].isnan().all())
+    denormal = native_linear(torch.full((1, 77), 1e-42), weight, scale)
+    assert float(denormal.abs().max()) <= 1e-34
 
 
 @pytest.mark.usefixtures("compiler")

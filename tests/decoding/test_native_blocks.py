@@ -62,7 +62,8 @@ def test_one_call_is_what_single_operators_are(toy: Any, form: dict[str, Any], k
         cache.keep([0, 2, 0, 7, 0])  # rows of different lengths
         whole += [read(transformer, x, counts, cache, slice(1, 4)), cache.keys, cache.values]
     for one, single in zip(whole[:3], whole[3:], strict=True):
-        torch.testing.assert_close(one, single, atol=2e-5, rtol=2e-5)
+        bound = 5e-4 if kind == "int8" else 2e-5  # a number between two steps may be rounded to either
+        torch.testing.assert_close(one, single, atol=bound, rtol=bound)
         assert bool(one.abs().sum() > 0)
 
 

@@ -70,6 +70,8 @@ def test_int8_errs_by_half_a_step_a_weight(out: int, width: int, bias: bool, nat
         half = exact(x.abs(), (light.scale / 2)[:, None].expand(-1, width), None)
         size = exact(x.abs(), source.weight.abs(), None)
         bound = 1.001 * half + (1e-6 if native and 2 * rows <= 64 else ROUNDED) * size + 1e-6
+        if native and 2 * rows <= 64:  # the kernel rounds rows to 2 * 32767 steps
+            bound += 0.51 / 32767 * x.double().abs().amax(-1, keepdim=True) * source.weight.double().abs().sum(1)
         assert bool(((y - exact(x, source.weight, source.bias)).abs() <= bound).all())
 
 
