@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from anymodal.scoring.report import Score, Stage
 
 MARK = ".anymodal-demo"
-MADE = {MARK, "data", "tokenizer.json", "tokenizer", "training", "report.html"}
+MADE = {MARK, "embedded.png", "data", "tokenizer.json", "tokenizer", "training", "report.html"}
 LEAST_STEPS, ENOUGH_STEPS, LEAST_BATCH = 4, 60, 8
 SCENE_KINDS = ("one", "colours")  # what minutes teach: a concept on a canvas, or on a tile on it; pairs take hours
+EMBEDDED_PROMPTS = ("a rabbit", "a banana on a blue background", "two cats", "a fox left of a rose")
 SCENES_A_MINUTE, MIN_SCENES, MAX_SCENES, HELD_OUT_SCENES = 600, 60, 6000, 160
 TOKENIZER_SHARE, SCORING_SHARE = 0.2, 0.09  # of the time that is left, of all time
 VOCAB_SIZE = 1024
@@ -82,6 +83,7 @@ def main(*, out: Path = Path("demo"), minutes: float = 9.0, concepts: int = 70, 
         raise ValueError(f"minutes must be positive, got {minutes}.")
     road = Road(out, minutes, known[:concepts], seed)
     clean(out)
+    show_embedded(road)
     write_data(road)
     code = learn_pictures(road)
     if code:
@@ -115,6 +117,19 @@ def clean(out: Path) -> None:
             path.unlink()
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).write_text("What stands here was made by `anymodal train demo`; it removes it when it runs again.\n")
+
+
+def show_embedded(road: Road) -> None:
+    """Let the embedded model draw, and describe its own drawings, before anything is learned."""
+    from anymodal.data.sheet import contact_sheet
+    from anymodal.pipeline import from_pretrained
+
+    pipe = from_pretrained("emoji")
+    drawn = pipe.generate_image(list(EMBEDDED_PROMPTS), seed=road.seed)
+    said = pipe.answer(drawn, ["Describe the picture."] * len(drawn))
+    captions = [f"{prompt}: {answer!r}" for prompt, answer in zip(EMBEDDED_PROMPTS, said, strict=True)]
+    contact_sheet(drawn, captions=captions, scale=3).save(road.out / "embedded.png")
+    road.finish("embedded model", f"drew and described: {road.out / 'embedded.png'}")
 
 
 def write_data(road: Road) -> None:

@@ -2,6 +2,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
+
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -9,7 +11,16 @@ def test_the_whole_road_at_toy_size(cli: Cli, tmp_path: Path) -> None:
     words = ["train", "demo", "--out", "demo", "--concepts", "8", "--minutes", "0.02"]
     done = cli(*words)
     assert done.returncode == 0, done.stderr
-    stages = ("shards", "text tokenizer", "image tokenizer", "codes", "unified model", "pictures", "scores")
+    stages = (
+        "embedded model",
+        "shards",
+        "text tokenizer",
+        "image tokenizer",
+        "codes",
+        "unified model",
+        "pictures",
+        "scores",
+    )
     lines = done.stderr.splitlines()
     assert [name for name in stages if any(line.startswith(f"{name:<16}") for line in lines)] == list(stages)
     assert "nearest concept by ImageNet features" in done.stdout
@@ -19,6 +30,8 @@ def test_the_whole_road_at_toy_size(cli: Cli, tmp_path: Path) -> None:
     assert page.count("data:image/png") == 8 * 3 + 8
     assert page.count("memorised</span>") == page.count("never seen</span>") == 4
     assert page.count("<svg") == 2
+    with Image.open(tmp_path / "demo" / "embedded.png") as drawn:
+        assert drawn.width > 4 * 3 * 64
     assert (tmp_path / "demo" / "training" / "model" / "config.json").is_file()
 
 
