@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from anymodal.learning import timing
 from anymodal.learning.config import RunConfig
-from anymodal.learning.timing import TIMED_STEPS, seconds_a_step, steps_within
+from anymodal.learning.timing import ROUNDS, TIMED_STEPS, seconds_a_step, steps_within
 
 
 def test_steps_are_timed_in_a_folder_that_is_removed(tmp_path: Path) -> None:
@@ -20,6 +21,33 @@ def test_steps_are_timed_in_a_folder_that_is_removed(tmp_path: Path) -> None:
 
     assert seconds_a_step(train, RunConfig(batch_size=5), tmp_path) == pytest.approx(0.02, abs=0.015)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected", "timed"),
+    [
+        ([[1.0, 1.2, 1.1, 1.4]], 1.15, 1),
+        ([[1.0, 1.1, 1.2, 6.0], [1.1, 1.0, 1.0, 1.0]], 1.0, 2),
+        ([[5.0, 4.0, 5.0, 9.0], [1.0, 1.0, 1.0, 2.0], [3.0, 3.0, 3.0, 5.0]], 1.0, ROUNDS),
+    ],
+)
+def test_uneven_steps_are_timed_again_and_the_quickest_round_counts(
+    rounds: list[list[float]], expected: float, timed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, begun = 0.0, 0
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+
+    def train(run: RunConfig, out: Path, show: Callable[[int], None]) -> int:
+        nonlocal now, begun
+        seconds = [30.0, *rounds[begun]]
+        begun += 1
+        for step in range(run.steps):
+            now += seconds[step]
+            show(step)
+        return 0
+
+    assert seconds_a_step(train, RunConfig(), tmp_path) == pytest.approx(expected)
+    assert begun == timed
 
 
 def test_a_stopped_training_stops_the_timing(tmp_path: Path) -> None:
