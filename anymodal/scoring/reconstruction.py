@@ -42,7 +42,7 @@ class Fidelity:
         if self.feature_distance is not None:
             found.append(Score("feature Fréchet distance", self.feature_distance, self.count, unit=""))
         found.append(Score("codes used", self.used, self.count))
-        return [*found, Score("perplexity of the codes", self.perplexity, self.count, unit="codes")]
+        return [*found, Score("perplexity of the codes", self.perplexity, self.count, unit="")]
 
 
 @torch.no_grad()

@@ -110,7 +110,7 @@ def test_a_tokenizer_is_measured_whole() -> None:
     assert math.isclose(found.feature_distance, frechet_distance(features(real), features(again)), rel_tol=1e-6)
     assert 1 / 16 <= found.used <= 1
     assert 1 <= found.perplexity <= 16
-    assert [score.unit for score in found.scores()] == ["dB", "", "", "%", "codes"]
+    assert [score.unit for score in found.scores()] == ["dB", "", "", "%", ""]
     with pytest.raises(ValueError, match="needs pictures, got none"):
         measure(tokenizer, real[:0])
     with pytest.raises(ValueError, match="multiples of"):
