@@ -100,7 +100,8 @@ def test_choices_in_every_order_by_hand() -> None:
         Question("3", (), ("two",), group="things"),
     ]
     every, named, animals, things = score_choices(questions, ["A", "B", "A", "", "Two."])
-    assert (every.value, every.count, every.chance) == (pytest.approx(2 / 3), 3, pytest.approx((0.25 + 0.25 + 0) / 3))
+    assert every.count == 3
+    assert [every.value, every.chance] == pytest.approx([2 / 3, (0.25 + 0.25 + 0) / 3])
     assert (named.value, named.count) == (0.75, 4)
     assert [(each.name, each.value, each.count) for each in (animals, things)] == [
         ("animals", 1.0, 1),

@@ -58,7 +58,8 @@ def test_what_names_no_option_is_guessed_as_the_authors_do() -> None:
 def test_scores_by_hand() -> None:
     free = Question("validation_Math_1", (), ("7",), group="Math")
     every, named, *parts = score_mmmu([FOUR, FOUR, free], ["B", "(C)", "7"])
-    assert (every.value, every.count, every.chance) == (pytest.approx(2 / 3), 3, pytest.approx(0.5 / 3))
+    assert every.count == 3
+    assert [every.value, every.chance] == pytest.approx([2 / 3, 0.5 / 3])
     assert (named.value, named.count) == (1.0, 2)
     assert [(each.name, each.value, each.count) for each in parts] == [
         ("Art and Design", 0.5, 2), ("Science", 1.0, 1), ("Art", 0.5, 2), ("Math", 1.0, 1),
