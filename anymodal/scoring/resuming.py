@@ -19,7 +19,7 @@ def made_with(pipe: Pipeline, **settings: Any) -> dict[str, Any]:
     seen = hashlib.sha256(f"{pipe.image_tokenizer.fingerprint} {pipe.text_tokenizer.fingerprint}".encode())
     for name, tensor in pipe.model.named_parameters():
         probe = tensor.detach().reshape(-1)[:PROBE].float().cpu().numpy()
-        seen.update(f"{name} {tuple(tensor.shape)}".encode() + probe.tobytes())
+        seen.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + probe.tobytes())
     return {"model": seen.hexdigest()[:16], "generation": json.loads(json.dumps(asdict(pipe.generation))), **settings}
 
 
