@@ -82,15 +82,17 @@ class Harm(pl.Callback):
 
 
 class Diary(pl.Callback):
-    """Write down what every step was given: the ids of its documents, and a digest of all tensors."""
+    """Write down what every step was given: the ids of its documents, if it has any, and a digest of all tensors."""
 
     def __init__(self, path: str) -> None:
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, number: int) -> None:
-        held = [each for each in vars(batch).values() if each is not None]
+        pictures = isinstance(batch, torch.Tensor)
+        held = [batch] if pictures else [each for each in vars(batch).values() if each is not None]
         digest = hashlib.sha256(b"".join(each.numpy().tobytes() for each in held)).hexdigest()[:16]
-        documents = [batch.ids[batch.documents == i].tolist() for i in range(int(batch.documents.max()) + 1)]
+        count = 0 if pictures else int(batch.documents.max()) + 1
+        documents = [batch.ids[batch.documents == i].tolist() for i in range(count)]
         line = {"step": trainer.global_step, "digest": digest, "documents": documents}
         os.write(self.file, json.dumps(line).encode() + b"\n")
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,17 @@ import pytest
 
 from anymodal.tokens.text import TextTokenizer
 
-CLOCKS = {"tokens_per_second", "data_wait_share", "mfu"}
+CLOCKS = {"tokens_per_second", "pictures_per_second", "data_wait_share", "mfu"}
 EPOCH_STEPS = 12  # of the text task, which sees 2 of 24 samples a step
 TASKS = {"draw": 4, "answer": 4, "text": 2}
 ORPHANS = (".partial", ".before")
+IMAGE_TOKENIZER = (
+    *("--tokenizer.channels", "[8]", "--tokenizer.norm_groups", "4", "--tokenizer.blocks", "1"),
+    *("--tokenizer.latent_channels", "8", "--tokenizer.quantizer.codebook_size", "16", "--losses.size", "16"),
+    *("--run.batch_size", "4", "--run.precision", "float32", "--run.log_every", "1", "--run.checkpoint_every", "2"),
+    *("--run.validate_every", "4", "--run.validation_steps", "1", "--optimizer.warmup_steps", "2"),
+)
+ADVERSARIAL = ("--losses.adversarial_weight", "0.5", "--losses.adversarial_start", "3", "--losses.lecam_weight", "0.3")
 
 
 def logged(out: Path) -> list[dict[str, str]]:
@@ -35,7 +43,10 @@ def logged(out: Path) -> list[dict[str, str]]:
 
 
 def weights(out: Path) -> str:
-    return hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest()
+    """Return the digest of all weights of the folder that a run leaves."""
+    files = sorted((out / ("model" if (out / "model").exists() else "image_tokenizer")).rglob("*.safetensors"))
+    assert files
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def diary(out: Path) -> list[dict[str, Any]]:
@@ -98,11 +109,11 @@ def test_each_sample_comes_once_an_epoch(whole: Path, toy: Any, steps: int) -> N
         assert len({tuple(epoch) for epoch in epochs}) == len(epochs), "epochs differ in their order"
 
 
-def fault(choice: random.Random, number: int, folder: Path) -> dict[str, Any]:
+def fault(choice: random.Random, number: int, folder: Path, most_bytes: int) -> dict[str, Any]:
     """Choose where to kill: anywhere in time, within a file that is written, or between two operations on files."""
     kinds: list[dict[str, Any]] = [
         {"kind": "kill", "delay_s": choice.uniform(0, 0.1)},
-        {"kind": "kill_in_file", "bytes": choice.randrange(20_000, 900_000)},
+        {"kind": "kill_in_file", "bytes": choice.randrange(20_000, most_bytes)},
         {"kind": "kill", "delay_s": choice.uniform(0, 0.1)},
         {"kind": "kill_at_operation", "number": choice.randrange(25), "folder": str(folder)},
     ]
@@ -110,14 +121,17 @@ def fault(choice: random.Random, number: int, folder: Path) -> dict[str, Any]:
     return {"after": choice.randrange(-1 if chosen["kind"] == "kill_at_operation" else 0, 5), **chosen}
 
 
-def test_kills_change_nothing(programs: Any, whole: Path, tmp_path: Path, steps: int, long: bool) -> None:
-    count, choice = 50 if long else 20, random.Random(0)
+def kill(
+    programs: Any, whole: Path, folder: Path, steps: int, count: int, most_bytes: int
+) -> tuple[Counter[str], Counter[Any]]:
+    """Kill runs so many times, resume each to its end, and count the kills by kind, and by run and epoch."""
+    choice = random.Random(0)
     killed: Counter[str] = Counter()
     in_epoch: Counter[tuple[str, int]] = Counter()
-    runs = (tmp_path / str(number) for number in itertools.count())
+    runs = (folder / str(number) for number in itertools.count())
     out = next(runs)
     for number in itertools.count():
-        harm = fault(choice, number, out) if killed.total() < count else {}
+        harm = fault(choice, number, out, most_bytes) if killed.total() < count else {}
         workers = (0, 2, 0, 4)[number // 4 % 4]
         ended = programs(out, "--run.steps", str(steps), "--data.num_workers", str(workers), diary=True, **harm)
         assert not ended.left, ended.log
@@ -132,8 +146,28 @@ def test_kills_change_nothing(programs: Any, whole: Path, tmp_path: Path, steps:
         if (out / "diary.jsonl").exists():
             in_epoch[str(out), diary(out)[-1]["step"] // EPOCH_STEPS] += 1
     print(dict(killed), "kills;", max(in_epoch.values()), "of them in one epoch")
+    return killed, in_epoch
+
+
+def test_kills_change_nothing(programs: Any, whole: Path, tmp_path: Path, steps: int, long: bool) -> None:
+    count = 50 if long else 20
+    killed, in_epoch = kill(programs, whole, tmp_path, steps, count, 900_000)
     assert min(killed.values()) >= count // 5
     assert max(in_epoch.values()) >= 5
+
+
+@pytest.mark.parametrize("losses", [(), ADVERSARIAL], ids=["reconstructing", "adversarial"])
+def test_kills_change_no_image_tokenizer(
+    programs: Any, toy: Any, tmp_path: Path, long: bool, losses: tuple[str, ...]
+) -> None:
+    steps, count = 12, 50 if long else 8
+    data = ("--data.train", toy.plain, "--data.held_out", toy.plain)
+    run = replace(programs, words=["tokenizers", "image", *data, *IMAGE_TOKENIZER, *losses])
+    ended = run(tmp_path / "whole", "--run.steps", str(steps), diary=True)
+    assert ended.code == 0, ended.log
+    killed, _ = kill(run, tmp_path / "whole", tmp_path, steps, count, 100_000)
+    assert len(killed) == 3
+    assert min(killed.values()) >= count // 5
 
 
 def test_a_stop_is_exact_with_any_number_of_workers(programs: Any, whole: Path, tmp_path: Path, steps: int) -> None:
