@@ -157,6 +157,7 @@ class ImageObjectiveConfig:
         perceptual_weight: weight of the feature distance; needs the `test` extra's EfficientNet.
         adversarial_weight: weight of the patch discriminator, scaled by the ratio of last-layer gradients.
         adversarial_start: step at which the discriminator joins.
+        lecam_weight: weight of what holds the discriminator back where pictures are few (LeCAM, arXiv:2104.03310).
     """
 
     size: int = 64
@@ -166,3 +167,12 @@ class ImageObjectiveConfig:
     perceptual_weight: float = 0.0
     adversarial_weight: float = 0.0
     adversarial_start: int = 1000
+    lecam_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check that there is a discriminator to hold back."""
+        if self.lecam_weight and not self.adversarial_weight:
+            raise ValueError(
+                f"lecam_weight is of the discriminator, got {self.lecam_weight} without one; set adversarial_weight, "
+                "or leave it out."
+            )

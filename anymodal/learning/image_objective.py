@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 SETTLED_STEPS = 400  # in its first hundreds of steps a codebook still spreads out
 REVIVE_EVERY = 100
+ANCHOR_DECAY = 0.99  # as in the code of LeCAM's authors
 
 
 class PatchDiscriminator(nn.Module):
@@ -38,6 +39,37 @@ class PatchDiscriminator(nn.Module):
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 rows columns"]:
         """Score patches of pixels in [-1, 1]; high means real."""
         return self.layers(pixels)
+
+
+class Anchors(nn.Module):
+    """What a discriminator said of real and of drawn pictures so far, from which it is not to move far (LeCAM).
+
+    Moving averages (R_LC of arXiv:2104.03310) that start at zero and are part of a checkpoint. Scores of real pictures
+    below the average of drawn ones cost nothing, nor the other way round, as in the code of its authors.
+
+    >>> Anchors().penalty(torch.tensor([3.0, -1.0]), torch.tensor([-2.0, 1.0]))
+    tensor(6.5000)
+    """
+
+    averages: Tensor
+
+    def __init__(self) -> None:
+        """Begin at zero."""
+        super().__init__()
+        self.register_buffer("averages", torch.zeros(2))
+
+    def penalty(self, real: Float[Tensor, "*shape"], drawn: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+        """Return the penalty on scores of real and drawn patches."""
+        of_real, of_drawn = self.averages.unbind()
+        return F.relu(real - of_drawn).square().mean() + F.relu(of_real - drawn).square().mean()
+
+    @torch.no_grad()
+    def follow(self, real: Float[Tensor, "*shape"], drawn: Float[Tensor, "*shape"]) -> None:
+        """Move towards the scores of a step, over all processes; scores that are no numbers move nothing."""
+        means = sum_over_ranks(torch.stack([real.mean(), drawn.mean(), torch.ones_like(real.mean())]).float())
+        means = means[:2] / means[2]
+        if bool(torch.isfinite(means).all()):
+            self.averages.lerp_(means, 1 - ANCHOR_DECAY)
 
 
 class ImageTokenizerObjective(Objective):
@@ -63,6 +95,7 @@ class ImageTokenizerObjective(Objective):
         if losses.perceptual_weight and features is None:
             raise ValueError("perceptual_weight needs features: install the extra with `pip install anymodal[test]`.")
         self.discriminator = PatchDiscriminator() if losses.adversarial_weight else None
+        self.anchors = Anchors() if losses.lecam_weight else None
         self.automatic_optimization = self.discriminator is None
         self.usage, self.collapsed = CodebookUsage(tokenizer.codebook_size), False
         self.codebook_before: dict[str, Tensor] = {}
@@ -85,6 +118,13 @@ class ImageTokenizerObjective(Objective):
         ]
         result: OptimizerLRScheduler = ([generator, critic], schedules)
         return result
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Begin anew what a checkpoint does not hold: those of earlier versions have no counts of codes."""
+        for state in (checkpoint["state_dict"], checkpoint.get("current_model_state", {})):
+            for name, each in self.named_buffers():
+                if name.startswith(("usage.", "anchors.")):
+                    state.setdefault(name, each)
 
     def training_step(self, batch: Float[Tensor, "b 3 h w"], batch_idx: int) -> Float[Tensor, ""] | None:
         """Reconstruct a batch of pictures."""
@@ -158,7 +198,11 @@ class ImageTokenizerObjective(Objective):
         critic.zero_grad()
         scores = self.discriminator(real), self.discriminator(drawn.detach())
         hinge = 0.5 * (F.relu(1 - scores[0]).mean() + F.relu(1 + scores[1]).mean())
-        self.manual_backward(hinge)
+        held = hinge
+        if self.anchors is not None:
+            held = hinge + self.losses.lecam_weight * self.anchors.penalty(*scores)
+            self.anchors.follow(*scores)
+        self.manual_backward(held)
         clip_or_drop(critic, self.optimizer_config.gradient_clip)
         critic.optimizer.step()  # below Lightning's wrapper, which would count a second step of the run
         self.log("discriminator_loss", hinge.detach(), sync_dist=True)

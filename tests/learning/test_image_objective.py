@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunConfig
-from anymodal.learning.image_objective import ImageTokenizerObjective, PatchDiscriminator, psnr
+from anymodal.learning.image_objective import Anchors, ImageTokenizerObjective, PatchDiscriminator, psnr
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.image_config import ImageTokenizerConfig, QuantizerConfig
 
@@ -59,6 +59,25 @@ def test_the_discriminator_scores_patches() -> None:
     assert scores.shape == (2, 1, 7, 7)
     assert make(adversarial_weight=0.5).automatic_optimization is False
     assert make().automatic_optimization is True
+
+
+def test_what_holds_a_discriminator_back_is_that_of_the_formula() -> None:
+    anchors, generator = Anchors(), torch.Generator().manual_seed(0)
+    of_real = of_drawn = 0.0
+    for _ in range(3):
+        real, drawn = torch.randn(2, 2, 1, 3, 3, generator=generator).unbind()
+        expected = sum(max(0, r - of_drawn) ** 2 for r in real.flatten().tolist()) / real.numel()
+        expected += sum(max(0, of_real - d) ** 2 for d in drawn.flatten().tolist()) / drawn.numel()
+        assert math.isclose(float(anchors.penalty(real, drawn)), expected, rel_tol=1e-5)
+        anchors.follow(real, drawn)
+        of_real = 0.99 * of_real + 0.01 * float(real.mean())
+        of_drawn = 0.99 * of_drawn + 0.01 * float(drawn.mean())
+        assert anchors.averages.tolist() == pytest.approx([of_real, of_drawn])
+    before = anchors.averages.clone()
+    anchors.follow(torch.full((2, 3), torch.nan), torch.zeros(2, 3))
+    assert anchors.averages.equal(before), "a step that is not finite is left out"
+    with pytest.raises(ValueError, match="lecam_weight is of the discriminator, got 0.3 without one"):
+        ImageObjectiveConfig(lecam_weight=0.3)
 
 
 def test_a_perceptual_term_needs_features() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from anymodal.data.config import DataConfig
+from anymodal.learning.checkpoints import DurableCheckpointIO
 from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunConfig
 from anymodal.learning.image_run import train_image_tokenizer
 from anymodal.tokens.image import ImageTokenizer
@@ -41,7 +42,10 @@ def column(out: Path, name: str) -> dict[int, str]:
         return {int(row["step"]): row[name] for row in csv.DictReader(file) if row[name]}
 
 
-@pytest.mark.parametrize("losses", [{}, {"adversarial_weight": 0.1, "adversarial_start": 1}])
+ADVERSARIAL: dict[str, Any] = {"adversarial_weight": 0.1, "adversarial_start": 1}
+
+
+@pytest.mark.parametrize("losses", [{}, ADVERSARIAL, ADVERSARIAL | {"lecam_weight": 0.3}])
 def test_halves_equal_the_whole(toy: Any, tmp_path: Path, losses: dict[str, Any]) -> None:
     whole = train(toy, tmp_path / "whole", **losses)
     losses_of_whole = column(tmp_path / "whole", "train_loss")
@@ -53,6 +57,17 @@ def test_halves_equal_the_whole(toy: Any, tmp_path: Path, losses: dict[str, Any]
     halves = train(toy, tmp_path / "halves", **losses)
     assert column(tmp_path / "halves", "train_loss") == losses_of_whole
     assert halves.fingerprint == whole.fingerprint
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(toy: Any, tmp_path: Path) -> None:
+    """Codes are counted from there on, and what holds the discriminator back begins anew."""
+    train(toy, tmp_path, replace(RUN, steps=2), **ADVERSARIAL)
+    path, io = tmp_path / "checkpoints" / "step-00000002.ckpt", DurableCheckpointIO()
+    held = io.load_checkpoint(path)
+    del held["state_dict"]["usage.counts"]
+    io.save_checkpoint(held, path)
+    train(toy, tmp_path, lecam_weight=0.3, **ADVERSARIAL)
+    assert sorted(column(tmp_path, "train_loss")) == [0, 1, 2, 3]
 
 
 def test_a_step_in_pieces_is_refused(toy: Any, tmp_path: Path) -> None:
@@ -80,7 +95,7 @@ def test_a_size_that_does_not_fit_is_refused(toy: Any, tmp_path: Path) -> None:
     [
         (FSQ, {}, 1e-5),
         (replace(VQ, dead_code_threshold=0), {}, 1e-5),
-        (FSQ, {"adversarial_weight": 0.1, "adversarial_start": 1}, 2e-2),  # scaled by each process's own gradients
+        (FSQ, ADVERSARIAL, 2e-2),  # scaled by each process's own gradients
     ],
 )
 def test_two_processes_take_the_steps_of_one(

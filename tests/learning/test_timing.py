@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from anymodal.learning import timing
 from anymodal.learning.config import RunConfig
 from anymodal.learning.timing import ROUNDS, TIMED_STEPS, seconds_a_step, steps_within
 
@@ -35,7 +34,7 @@ def test_uneven_steps_are_timed_again_and_the_quickest_round_counts(
     rounds: list[list[float]], expected: float, timed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, begun = 0.0, 0
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    monkeypatch.setattr("anymodal.learning.timing.time.perf_counter", lambda: now)
 
     def train(run: RunConfig, out: Path, show: Callable[[int], None]) -> int:
         nonlocal now, begun
