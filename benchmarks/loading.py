@@ -112,6 +112,15 @@ def token_readers(folder: Path, scenes: Sequence[Sample], count: int) -> dict[st
     }
 
 
+def with_bad(samples: Sequence[Sample]) -> Iterator[Sample]:
+    """Yield samples, and behind each hundredth one that is cut."""
+    for number, sample in enumerate(samples):
+        yield sample
+        if number % 100 == 0:
+            picture = sample.members["jpg"]
+            yield Sample(f"{sample.key}-bad", {**sample.members, "jpg": picture[: len(picture) // 2]})
+
+
 def picture_readers(folder: Path, scenes: Sequence[Sample]) -> dict[str, Reader]:
     """Write shards of pictures; return what reads them."""
     shards = write_shards(scenes, f"{folder}/pictures/%06d.tar")
@@ -121,8 +130,16 @@ def picture_readers(folder: Path, scenes: Sequence[Sample]) -> dict[str, Reader]
     def pillow(data: bytes) -> object:
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
+    write_shards(with_bad(scenes), f"{folder}/with-bad/%06d.tar")
+    mixed = ShardIndex.open(f"{folder}/with-bad", max_bad_fraction=1.0)
+    assert sum(mixed.bad.values()) and len(mixed) == len(index), "bad samples are set aside, and no others"
+    others = order_of(mixed)
+
     def decoded() -> None:
         drain(decode_picture(picture_bytes(index.read(number))) for number in numbers)
+
+    def decoded_beside_bad() -> None:
+        drain(decode_picture(picture_bytes(mixed.read(number))) for number in others)
 
     def pixels() -> None:
         drain(pixels_of(index.read(number), SIDE, "crop") for number in numbers)
@@ -138,6 +155,7 @@ def picture_readers(folder: Path, scenes: Sequence[Sample]) -> dict[str, Reader]
         "Pillow alone, bytes in memory": lambda: drain(pillow(data) for data in loose),
         WEBDATASET["256 px JPEG"]: lambda: drain(pillow(each["jpg"]) for each in walk(shards)),
         "anymodal, decoded by Pillow": without(decoded),
+        "anymodal, the same where 1 % more are bad": without(decoded_beside_bad),
         "anymodal, pixels of it": without(pixels),
     }
     fast = jpeg.turbo()
