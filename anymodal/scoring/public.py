@@ -134,12 +134,12 @@ def score_public(
         raise ValueError(f"{name} wants {PUBLIC[name].files}; there is no {data}.")
     bench, folder = PUBLIC[name], out / name
     if isinstance(bench, DrawingBench):
-        claim(folder, made_with(pipe, seed=seed))
+        claim(folder, made_with(pipe, data=str(data.resolve()), seed=seed))
         return _draw(pipe, bench, data, folder, limit, seed)
     assert isinstance(bench, AskingBench), "a benchmark draws or asks"
     by = by or bench.by
     questions = spread(bench.read(data), limit)
-    claim(folder, made_with(pipe, seed=seed, by=by))
+    claim(folder, made_with(pipe, data=str(data.resolve()), seed=seed, by=by))
     answers = answer_all(pipe, questions, by=by, seed=seed, kept=folder / "answers.jsonl")
     scores = bench.score(questions, answers)
     (folder / "submission").mkdir(exist_ok=True)
@@ -150,6 +150,7 @@ def score_public(
 def _draw(
     pipe: Pipeline, bench: DrawingBench, data: Path, folder: Path, limit: int | None, seed: int
 ) -> list[Score]:  # fmt: skip
+    folder = folder.resolve()  # the command is run elsewhere
     pictures, results = folder / "pictures", folder / bench.results
     drawn = bench.draw(pipe, data, pictures, limit=limit, seed=seed)
     if results.is_file():
@@ -158,5 +159,6 @@ def _draw(
             raise ValueError(f"{results} judges {scores[0].count} pictures of {there}; delete it and judge them all.")
         return scores
     command = bench.judge.format(pictures=pictures, results=results, width=dpg.picture_width(drawn[0]))
-    sys.stderr.write(f"{len(drawn)} pictures are in {pictures}; judge them in the authors' checkout:\n  {command}\n")
+    told = f"{len(drawn)} pictures are in {pictures}; judge them in the authors' checkout, then run this again:"
+    sys.stderr.write(f"{told}\n  {command}\n")
     return []
