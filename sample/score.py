@@ -2,15 +2,20 @@
 
     anymodal sample score --model emoji --bench all --out results.json --sheet failures.png
     anymodal sample score --model runs/mine/model --bench scenes --count 48
+    anymodal sample score --model Janus-Pro-1B --bench pope --data POPE/output/coco --out runs/janus/scores.json
 
 Benches: tokenizer (what the image tokenizer keeps), names (single emoji), scenes (GenEval's six categories, held-out
 combinations), answers (against chance and the blind model), easy-vqa and stamps (both out of domain for the embedded
-model); all is every one whose data is at hand. Scores stand next to chance and to the ceiling: the truth passed
-through the image tokenizer. Same seed, same figures. Beside RESULTS.json comes RESULTS.manifest.json, which says what
-they were made with.
+model); all is every one of these whose data is at hand. Scores stand next to chance and to the ceiling: the truth
+passed through the image tokenizer. Same seed, same figures. Beside RESULTS.json comes RESULTS.manifest.json, which says
+what they were made with.
+
+Public benchmarks (geneval, dpg, pope, mmmu, mme, mmbench, seed-bench, realworldqa, mathvista, ocrbench) read their
+authors' files, which --data names, and keep pictures and answers in a folder of their name beside RESULTS.json.
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +30,7 @@ def main(
     bench: str = "all",
     concepts: int = 100,
     names: Literal["scenes", "all"] = "scenes",
-    count: int = 240,
+    count: int | None = None,
     seed: int = 1000,
     data: Path | None = None,
     out: Path | None = None,
@@ -38,12 +43,13 @@ def main(
 
     Args:
         model: model folder, or the name of an embedded model.
-        bench: which bench, or all.
+        bench: which bench; all is every one but the public ones.
         concepts: how many of the scene concepts the model has learned.
         names: which single emoji it has learned to draw, those of the scenes or all of the training split.
-        count: held-out scenes, and at most so many names and stamps; twice as many questions are asked.
+        count: held-out scenes, and at most so many names and stamps, and twice as many questions; of a public benchmark
+            at most so many questions or prompts. null is 240, and all of a public benchmark.
         seed: of the held-out scenes, of the drawings and of what is chosen.
-        data: folder of the bench's data, where that does not come with the package.
+        data: folder of a public benchmark's files, or of the stamps.
         out: JSON file of the scores; a manifest of what they were made with is written beside it.
         sheet: picture file that shows drawings which were judged wrong, beside the truth.
         device: cpu, cuda, ... or auto.
@@ -53,38 +59,69 @@ def main(
     import anymodal
     from anymodal.scoring.bench import BENCHES, BenchConfig
 
-    if bench != "all" and bench not in BENCHES:
-        raise ValueError(f"bench must be all or one of {', '.join(BENCHES)}, got {bench!r}.")
-    config = BenchConfig(concepts=concepts, names=names, count=count, seed=seed, data=data)
+    check(bench, data, out, sheet)
+    most = BenchConfig.count if count is None else count
+    config = BenchConfig(concepts=concepts, names=names, count=most, seed=seed, data=data)
     pipe = anymodal.from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
-    tables = measured(pipe, bench, config)
-    for table in tables:
-        print(table.title)
-        for each in table.scores:
-            print(f"  {each.describe()}")
+    ours = bench == "all" or bench in BENCHES
+    tables = []
+    for table in measured(pipe, bench, config) if ours else public(pipe, bench, data, out, limit=count, seed=seed):
+        print(table.title, *(f"  {score.describe()}" for score in table.scores), sep="\n", flush=True)
+        tables.append(table)
     if out is not None:
-        write(out, tables, pipe, model, {"bench": bench, **vars(config)})
+        used = vars(config) if ours else {"count": count, "seed": seed}
+        write(out, tables, pipe, model, {"bench": bench, **used, "data": data and str(data)})
     if sheet is not None:
         show(sheet, tables)
 
 
-def measured(pipe: "Pipeline", bench: str, config: "BenchConfig") -> "list[Table]":
+def check(bench: str, data: Path | None, out: Path | None, sheet: Path | None) -> None:
+    """See before the work that its results can be written."""
+    from anymodal.scoring.bench import BENCHES
+    from anymodal.scoring.public import PUBLIC
+
+    if bench not in ("all", *BENCHES, *PUBLIC):
+        raise ValueError(f"bench must be all or one of {', '.join((*BENCHES, *PUBLIC))}, got {bench!r}.")
+    if bench in PUBLIC and (data is None or out is None):
+        raise ValueError(
+            f"{bench} wants {PUBLIC[bench].files}: name their folder with --data, and with --out a JSON file beside "
+            "which what the model writes or draws is kept."
+        )
+    for path, suffix in ((out, ".json"), (sheet, ".png")):
+        if path is not None and path.suffix != suffix:
+            raise ValueError(f"results are written as {suffix}, got {path}; name a file {path.with_suffix(suffix)}.")
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def measured(pipe: "Pipeline", bench: str, config: "BenchConfig") -> "Iterator[Table]":
     """Run one bench, or all whose data is here."""
     from anymodal.scoring.bench import BENCHES
     from anymodal.scoring.features import is_installed
 
     if not is_installed():
         sys.stderr.write("no scores by features: they need `pip install anymodal[test]`\n")
-    tables = []
     for name in BENCHES if bench == "all" else [bench]:
         sys.stderr.write(f"{name}: {BENCHES[name].measures}\n")
         try:
-            tables += BENCHES[name].run(pipe, config)
+            yield from BENCHES[name].run(pipe, config)
         except FileNotFoundError as error:
             if bench != "all" or not BENCHES[name].optional:
                 raise
             sys.stderr.write(f"{name} is left out: {error}\n")
-    return tables
+
+
+def public(
+    pipe: "Pipeline", name: str, data: Path | None, out: Path | None, **options: Any
+) -> "Iterator[Table]":  # fmt: skip
+    """Run a public benchmark; one that draws has scores once its authors' evaluator has judged the pictures."""
+    from anymodal.scoring.bench import Table
+    from anymodal.scoring.public import PUBLIC, score_public
+
+    assert data is not None, "a public benchmark was checked to have data"
+    assert out is not None, "a public benchmark was checked to have a file of results"
+    scores = score_public(pipe, name, data, out=out.parent, **options)
+    yield Table(f"{name}, {PUBLIC[name].measures}", scores)
 
 
 def write(out: Path, tables: "list[Table]", pipe: "Pipeline", model: str, settings: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ class Fidelity:
     often, would carry as much.
 
     >>> Fidelity(2, psnr=26.0, ssim=0.9, feature_distance=None, used=0.5, perplexity=12.0).scores()[0].describe()
-    'PSNR                                       26 dB of 2'
+    'PSNR                                                 26 dB of 2'
     """
 
     count: int

@@ -47,7 +47,7 @@ class Score:
     reaches that is not shown the picture; `ceiling` the best that the image tokenizer allows.
 
     >>> Score("yes-no questions", 0.75, 8, chance=0.5).describe()
-    'yes-no questions                          75.0 % of 8, chance 50.0 %'
+    'yes-no questions                                    75.0 % of 8, chance 50.0 %'
     """
 
     name: str
@@ -62,7 +62,7 @@ class Score:
         """Return the score as a line, for terminals."""
         beside = {"chance": self.chance, "blind": self.blind, "ceiling": self.ceiling}
         told = [f", {name} {self.spell(value)}" for name, value in beside.items() if value is not None]
-        return f"{self.name:<40}{self.spell(self.value):>8} of {self.count}{''.join(told)}"
+        return f"{self.name:<50}{self.spell(self.value):>8} of {self.count}{''.join(told)}"
 
     def spell(self, value: float) -> str:
         """Return a value with the unit."""

@@ -65,3 +65,51 @@ def test_mistakes_cost_one_line(model: str, capsys: pytest.CaptureFixture[str]) 
         error = capsys.readouterr().err
         assert message in error, error
         assert len(error.strip().splitlines()) == 1
+
+
+def test_scores_come_with_a_manifest_and_failures(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sample", "score", "--model", model, "--bench", "scenes", "--concepts", "6", "--count", "3"]
+    for name in ("first", "second"):
+        out = ["--out", str(tmp_path / name / "scores.json"), "--sheet", str(tmp_path / name / "failures.png")]
+        assert main([*words, *out]) == 0
+    shown = capsys.readouterr().out
+    assert "rendered truth (at least 99 %) 100.0 % of 3" in " ".join(shown.split())
+    assert "mean of the kinds" in shown
+    first, second = (tmp_path / name for name in ("first", "second"))
+    for name in ("scores.json", "failures.png"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), "same seeds, same numbers"
+    table = json.loads((first / "scores.json").read_text(encoding="utf-8"))["scores"]["scenes, held-out combinations"]
+    assert table[0]["count"] == 3
+    manifest = json.loads((first / "scores.manifest.json").read_text(encoding="utf-8"))
+    assert manifest["settings"] == {
+        "bench": "scenes", "concepts": 6, "names": "scenes", "count": 3, "seed": 1000, "data": None,
+    }  # fmt: skip
+    assert Image.open(first / "failures.png").width > 2 * 128
+
+
+def test_a_public_benchmark_is_a_bench(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}
+    (tmp_path / "evaluation_metadata.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    words = ["sample", "score", "--model", model, "--bench", "geneval", "--data", str(tmp_path)]
+    assert main([*words, "--out", str(tmp_path / "out" / "scores.json")]) == 0
+    assert "evaluate_images.py" in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "geneval").rglob("*.png"))) >= 4
+    assert main(words) == 2
+    assert "with --out a JSON file" in capsys.readouterr().err
+
+
+def test_mistakes_of_scoring_cost_one_line(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in (
+        (["--bench", "taste"], "bench must be all or one of tokenizer, names"),
+        (["--bench", "pope"], "pope wants coco_pope"),
+        (["--bench", "scenes", "--count", "0"], "count must be at least 2"),
+        (["--bench", "scenes", "--concepts", "1"], "concepts must be from 2"),
+        (["--bench", "scenes", "--sheet", "failures"], "name a file failures.png"),
+        (["--bench", "stamps", "--data", str(tmp_path)], "apt-get install tuxpaint-stamps-default"),
+    ):
+        assert main(["sample", "score", "--model", model, *options]) == 2
+        error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("stamps:")]
+        assert message in error[0]
+        assert len(error) == 1
