@@ -19,7 +19,7 @@ from anymodal.tokens.batch import IGNORE, Batch
 from anymodal.tokens.vocabulary import Vocabulary
 
 CODE_FREQUENCY = 1.0
-CODE_LOGIT_SCALE = 0.05
+CODE_LOGIT_SCALE, CODE_SCALE = 0.05, 0.2
 
 
 @dataclass(frozen=True)
@@ -93,25 +93,26 @@ class AnyModal(nn.Module):
         code_of[codes] = torch.arange(len(codes), device=codes.device)
         self.register_buffer("code_of", code_of, persistent=False)
         self.register_buffer("image_ids", codes.clone(), persistent=False)
-        self.code_head: Callable[[Tensor], Tensor] | None = (
-            None  # the rows of a shared head that a sampler has gathered
+        self.code_head: Callable[[nn.Module, Tensor], Tensor] | None = (
+            None  # scores codes with a shared head, where a sampler has a faster way
         )
 
     @torch.no_grad()
     def start_from_codebook(self, vectors: Float[Tensor, "k c"]) -> None:
-        """Start decoupled image embedding and head from the quantizer's code vectors: near codes begin near each other.
+        """Start the embedding and head of codes from the quantizer's code vectors: near codes begin near each other.
 
         Rows are random Fourier features of the vectors (Rahimi and Recht, NIPS 2007), whose products fall with
-        distance; shared heads are left as they are.
+        distance. Those of a shared table are as large as a decoupled path makes them, larger than those of text; where one
+        table is both, it is as small as a head.
         """
-        if self.config.heads != "decoupled":
-            return
         scaled = (vectors - vectors.mean(0)) / vectors.std(0).clamp(min=1e-6)
-        last = cast(nn.Linear, self.image_head[-1])
-        for weight, size in ((self.image_embedding.weight, 1.0), (last.weight, CODE_LOGIT_SCALE)):
-            directions = torch.randn(scaled.shape[1], weight.shape[1]) * CODE_FREQUENCY
-            features = torch.cos(scaled @ directions + 2 * torch.pi * torch.rand(weight.shape[1]))
-            weight.copy_(features * 2**0.5 * size)
+        if self.config.heads == "decoupled":
+            last = cast(nn.Linear, self.image_head[-1])
+            self.image_embedding.weight.copy_(_features(scaled, self.image_embedding.weight.shape[1]))
+            last.weight.copy_(CODE_LOGIT_SCALE * _features(scaled, last.weight.shape[1]))
+        else:
+            self.embedding.weight[self.image_ids] = CODE_SCALE * _features(scaled, self.embedding.weight.shape[1])
+            self.head.weight[self.image_ids] = CODE_LOGIT_SCALE * _features(scaled, self.head.weight.shape[1])
 
     @property
     def device(self) -> torch.device:
@@ -215,7 +216,7 @@ class AnyModal(nn.Module):
         if self.config.heads == "decoupled":
             return self.image_head(hidden)
         if self.code_head is not None:
-            return self.code_head(hidden)
+            return self.code_head(self.head, hidden)
         return F.linear(hidden, self.head.weight[self.image_ids])
 
     def _losses(
@@ -239,6 +240,12 @@ class AnyModal(nn.Module):
                 z_loss,
             ),
         }
+
+
+def _features(vectors: Float[Tensor, "k c"], width: int) -> Float[Tensor, "k d"]:
+    """Return random Fourier features of vectors, of unit mean square."""
+    directions = torch.randn(vectors.shape[1], width) * CODE_FREQUENCY
+    return 2**0.5 * torch.cos(vectors @ directions + 2 * torch.pi * torch.rand(width))
 
 
 def _mlp(before: int, between: int, after: int) -> nn.Sequential:

@@ -155,13 +155,15 @@ def test_near_codes_begin_near_each_other() -> None:
     vocabulary = Vocabulary.build(text_size=12, specials={"pad": 0}, codebook_size=3)
     vectors = torch.tensor([[0.0, 0.0], [0.1, 0.0], [3.0, -3.0]])
     decoupled = AnyModal(AnyModalConfig(heads="decoupled", image_embedding_dim=64), vocabulary)
-    decoupled.start_from_codebook(vectors)
-    embedding, head = decoupled.image_embedding.weight, next(decoupled.image_head[-1].parameters())
-    for rows in (embedding, head):
+    shared = AnyModal(AnyModalConfig(), vocabulary)
+    text = shared.head.weight[:12].clone(), shared.embedding.weight[:12].clone()
+    for model in (decoupled, shared):
+        model.start_from_codebook(vectors)
+    last = next(decoupled.image_head[-1].parameters())
+    codes = vocabulary.table("image")
+    for rows in (decoupled.image_embedding.weight, last, shared.embedding.weight[codes], shared.head.weight[codes]):
         likeness = torch.nn.functional.normalize(rows) @ torch.nn.functional.normalize(rows).mT
         assert likeness[0, 1] > 0.9
         assert likeness[0, 2] < 0.6
-    shared = AnyModal(AnyModalConfig(), vocabulary)
-    before = shared.head.weight.clone()
-    shared.start_from_codebook(vectors)
-    assert torch.equal(shared.head.weight, before)
+    assert torch.equal(shared.head.weight[:12], text[0])
+    assert torch.equal(shared.embedding.weight[:12], text[1])
