@@ -102,8 +102,8 @@ class AnyModal(nn.Module):
         """Start the embedding and head of codes from the quantizer's code vectors: near codes begin near each other.
 
         Rows are random Fourier features of the vectors (Rahimi and Recht, NIPS 2007), whose products fall with
-        distance. Those of a shared table are as large as a decoupled path makes them, larger than those of text; where one
-        table is both, it is as small as a head.
+        distance. Those of a shared table are as large as a decoupled path makes them, larger than those of text;
+        where one table is both, it is as small as a head.
         """
         scaled = (vectors - vectors.mean(0)) / vectors.std(0).clamp(min=1e-6)
         if self.config.heads == "decoupled":
