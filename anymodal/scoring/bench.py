@@ -18,7 +18,7 @@ from anymodal.scoring.failures import Failure
 from anymodal.scoring.judging import judge_answers, judge_held_out, judge_names, scene_prompt, validate_checker
 from anymodal.scoring.reconstruction import measure
 from anymodal.scoring.report import Score
-from anymodal.scoring.retrieval import stacked
+from anymodal.scoring.retrieval import Gallery, rendered, stacked
 from anymodal.scoring.scenes import SceneReader
 
 SIDES = (48, 64, 96, 128)
@@ -106,9 +106,11 @@ def _draw_names(pipe: Pipeline, config: BenchConfig) -> list[Table]:
         "names, trained": {f" of {len(learned)} trained": learned, f" of all {len(everything):,}": everything},
         "names, never trained": {f" of all {len(everything):,}": everything},
     }
+    truth = rendered(everything)
+    galleries = [Gallery(truth, by=how) for how in ("pixels", *(["features"] if features.is_installed() else []))]
     tables = []
     for (title, among), names in zip(lists.items(), (learned, unseen), strict=True):
-        judged = judge_names(pipe, _some(names, config.count), among, by=_ways(), distance=features.is_installed())
+        judged = judge_names(pipe, _some(names, config.count), among, galleries, distance=features.is_installed())
         tables.append(Table(title, judged.scores, judged.failures))
     return tables
 
@@ -142,10 +144,6 @@ def _name_stamps(pipe: Pipeline, config: BenchConfig) -> list[Table]:
     chosen = stamps.read_stamps(config.data or stamps.FOLDER, config.count, config.seed)
     scores = stamps.score_stamps(pipe, chosen, config.learned)
     return [Table(f"Tux Paint's stamps, named ({OUTSIDE})", scores)]
-
-
-def _ways() -> list[str]:
-    return ["pixels", *(["features"] if features.is_installed() else [])]
 
 
 def _names_of(split: str) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from PIL import Image
 
@@ -90,36 +89,36 @@ def score_names(
     pipe: Pipeline, names: Sequence[str], concepts: Sequence[str], *, by: Sequence[str] = ("pixels",)
 ) -> list[Score]:
     """Draw names and look for the nearest among `concepts`, by pixels or features."""
-    return judge_names(pipe, names, {"": concepts}, by=by).scores
+    truth = rendered(concepts)
+    return judge_names(pipe, names, {"": concepts}, [Gallery(truth, by=how) for how in by]).scores
 
 
 def judge_names(
     pipe: Pipeline,
     names: Sequence[str],
     among: Mapping[str, Sequence[str]],
+    galleries: Sequence[Gallery],
     *,
-    by: Sequence[str] = ("pixels",),
     distance: bool = False,
 ) -> Judged:
-    """Draw names and look for the nearest among lists of concepts, whose titles are the keys of `among`.
+    """Draw names and look in every gallery for the nearest among lists of concepts, whose titles `among` has as keys.
 
-    A drawing failed when it is not found by the first of `by` in the last list. `distance` adds the Fréchet distance
-    of the drawings' features to those of the truth.
+    A drawing failed when the first gallery does not find it in the last list. `distance` adds the Fréchet distance of
+    the drawings' features to those of the truth.
 
     Raises:
-        ValueError: a name stands in no list.
+        ValueError: a gallery lacks a name.
     """
-    truth = rendered(list(dict.fromkeys([*names, *chain.from_iterable(among.values())])))
-    drawn = draw(pipe, [name_prompt(name) for name in names])
+    truth = rendered(names)
     real = [truth[name] for name in names]
+    drawn = draw(pipe, [name_prompt(name) for name in names])
     again = pipe.reconstruct(real)
     scores, failures = [], list[Failure]()
-    for how in by:
-        gallery = Gallery(truth, by=how)
+    for gallery in galleries:
         for title, concepts in among.items():
             found, best = (gallery.retrieve(images, names, concepts) for images in (drawn, again))
-            scores.append(Score(f"{HOW[how]}{title}", found.share, len(names), found.chance, best.share))
-            if how == by[0]:
+            scores.append(Score(f"{HOW[gallery.by]}{title}", found.share, len(names), found.chance, best.share))
+            if gallery is galleries[0]:
                 whys = [f"looks like {name}" for name in found.found]
                 prompts = [name_prompt(name).text for name in names]
                 failures = _failed(prompts, real, drawn, whys, found.right)

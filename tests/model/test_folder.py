@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anymodal.model import folder as module
-from anymodal.model.folder import ModelFolder
+from anymodal.model.folder import ModelFolder, fingerprint_of
 
 
 @pytest.fixture
@@ -38,6 +38,19 @@ def test_round_trip_is_bit_equal(toy: Any, tmp_path: Path, changes: dict[str, An
     again.save(tmp_path / "again")
     for path in sorted((tmp_path / "model").rglob("*.*")):
         assert (tmp_path / "again" / path.relative_to(tmp_path / "model")).read_bytes() == path.read_bytes()
+
+
+def test_the_fingerprint_is_of_what_draws_and_answers(saved: Path) -> None:
+    before = fingerprint_of(saved)
+    (saved / "README.md").write_text("# with scores\n")
+    (saved / "generation_config.json").write_text("{}")
+    assert fingerprint_of(saved) == before
+    (saved / "model.safetensors").rename(saved / "other.safetensors")
+    renamed = fingerprint_of(saved)
+    (saved / "other.safetensors").rename(saved / "model.safetensors")
+    assert fingerprint_of(saved) == before != renamed
+    change_tensors(saved, lambda state: state["embedding.weight"].add_(1))
+    assert fingerprint_of(saved) not in (before, renamed)
 
 
 def change_tensors(folder: Path, change: Any) -> None:

@@ -23,6 +23,7 @@ from anymodal.scoring.judging import (
     show_drawings,
     validate_checker,
 )
+from anymodal.scoring.retrieval import Gallery, rendered
 from anymodal.scoring.scenes import SceneReader
 
 NAMES = SCENE_NAMES[:12]
@@ -93,7 +94,9 @@ def test_failures_stand_beside_their_truth() -> None:
 def test_names_are_looked_for_in_several_lists() -> None:
     pipe = Oracle([name_prompt(name) for name in NAMES])
     pipe.truth["a dog"] = pipe.truth[name_prompt("cat").text]
-    judged = judge_names(pipe, ["dog", "rose"], {" of two": ["dog", "rose"], " of all": NAMES})
+    judged = judge_names(
+        pipe, ["dog", "rose"], {" of two": ["dog", "rose"], " of all": NAMES}, [Gallery(rendered(NAMES))]
+    )
     assert [(score.name, score.chance) for score in judged.scores] == [
         ("nearest concept by pixels of two", 1 / 2), ("nearest concept by pixels of all", 1 / 12),
     ]  # fmt: skip
