@@ -6,7 +6,8 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from anymodal.commands import Program, nearest
 
@@ -99,8 +100,8 @@ def _spell(parser: "ArgumentParser", argv: Sequence[str], root: Path) -> list[st
             path = find_config(value if equals else words.pop(0), root)
             _check_keys(parser, _read_yaml(path), path)
             word = f"--config={path}"
-        elif _typehint(parser, name) is bool and not equals:
-            flag = words.pop(0) if words and words[0].lower() in _YES_NO else "true"
+        elif not equals and (values := _flag_values(_typehint(parser, name))):
+            flag = words.pop(0) if words and words[0].lower() in values else "true"
             word = f"--{name}={flag}"
         else:
             word = f"--{name}{equals}{value}"
@@ -183,11 +184,26 @@ def _typehint(parser: "ArgumentParser", dest: str) -> object:
     return hints[0] if hints else None
 
 
+def _flag_values(hint: object) -> set[str]:
+    """Return what may stand behind an option that may also stand alone, such as of bool or Literal["auto"] | bool."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if bool not in kinds:
+        return set()
+    return _YES_NO | {str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)}
+
+
 def _tidy(message: str, parser: "ArgumentParser") -> str:
     """Write jsonargparse's message on one line, in the words of the command line."""
     message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(message.split()))
     message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
-    message = re.sub(r": Expected an? (\w+)\. Got value: (.*)", r" must be \1, got \2", message)
+    message = re.sub(r"(?:typing\.)?Literal\[([^\],]*)\]", r"\1", message)
+    message = re.sub(r"(?:typing\.)?Literal\[([^\]]*)\]", r"one of \1", message)
+    message = re.sub(r": Expected an? (\w+|'.*'|one of .*?)\. Got value: (.*)", r" must be \1, got \2", message)
+    union = re.fullmatch(r"(.*): Does not validate against any .* Errors: (.*) Given value .* value: (.*)", message)
+    if union:
+        words = {"NoneType": "null", "bool": "true or false"}
+        kinds = re.findall(r"- Expected an? (.+?)(?=\. Got | - |$)", union[2])
+        message = f"{union[1]} must be {' or '.join(words.get(kind, kind) for kind in kinds)}, got {union[3]}"
     required = re.fullmatch(r"the following arguments are required: (.*)", message)
     if required:
         positional = {action.dest for action in parser._actions if not action.option_strings}

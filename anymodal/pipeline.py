@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, Unpack, cast, get_args
 
 import torch
 from jaxtyping import Int
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from anymodal.chat import Chat
 from anymodal.configuration import to_dict
-from anymodal.decoding.config import EngineConfig, GenerationConfig, Options
+from anymodal.decoding.config import EngineConfig, GenerationConfig, Native, Options
 from anymodal.decoding.engine import Engine
+from anymodal.decoding.native import has_kernel
 from anymodal.decoding.request import Request, Ticket
 from anymodal.decoding.sampler import Sampler
 from anymodal.decoding.usage import Usage
@@ -40,7 +41,7 @@ def from_pretrained(
     device: str = "auto",
     dtype: str = "auto",
     allow_pickle: bool = False,
-    native: bool = False,
+    native: Native = "auto",
     engine: EngineConfig | None = None,
 ) -> "Pipeline":
     """Load an embedded model by name, or a model folder: ours, or one in a published layout.
@@ -49,15 +50,19 @@ def from_pretrained(
 
     `dtype` "auto" is bfloat16 on a GPU and on processors with instructions for it, else float32; "stored" is what the
     weights are stored in. On a CPU "bfloat16" and "int8" are formats of the weights, what is computed with them stays
-    float32. `native` multiplies with a kernel that the system's C compiler builds once; ids are then the same up to
-    near-ties. Load with "float32" or "stored" to save the model again.
+    float32. Load with "float32" or "stored" to save the model again.
+
+    `native` samples with a kernel that the system's C compiler builds once, for float32, bfloat16 and int8 on a CPU:
+    ids are those of torch's operators up to near-ties. "auto" does where it can be built, and logs where it cannot;
+    False leaves weights in the file that they are mapped from, where it holds them in `dtype`.
 
     Raises:
-        ValueError: no such model, or its folder is broken; the message names the file.
+        ValueError: no such model, or its folder is broken; the message names the file. Or `native` is True, and there
+            is no kernel for this device or `dtype`, or no compiler.
     """
     folder = find_folder(name_or_folder)
     where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    light, chosen = _format(dtype, where, native=native)
+    light, chosen, native = _format(dtype, where, native)
     ours = "format" in read_json(folder / "config.json") if (folder / "config.json").is_file() else False
     parts = ModelFolder.load(folder) if ours else load_published(folder, allow_pickle=allow_pickle)
     parts.model.to(device=where, dtype=chosen)
@@ -86,17 +91,21 @@ def find_folder(name_or_folder: str | Path) -> Path:
     return folder
 
 
-def _format(dtype: str, device: str, *, native: bool) -> tuple[Kind | None, torch.dtype | None]:
-    """Return the format of light weights, and the type of all numbers where they are of one; None is as stored."""
+def _format(dtype: str, device: str, native: Native) -> tuple[Kind | None, torch.dtype | None, bool]:
+    """Return the format of light weights, the type of all numbers (None: as stored), and whether to take the kernel."""
+    if native not in ("auto", True, False):
+        raise ValueError(f'native must be "auto", True or False, got {native!r}.')
     on_cpu = device.startswith("cpu")
     name = dtype if dtype != "auto" else "bfloat16" if not on_cpu or has_bfloat16() else "float32"
     if name == "int8" and not on_cpu:
         raise ValueError(f"int8 weights are for sampling on a CPU, not on {device}; take bfloat16.")
-    if name == "int8" or (on_cpu and name == "bfloat16") or (native and name == "float32"):
-        return cast(Kind, name), None
-    if native:
+    known = on_cpu and name in get_args(Kind)
+    if native is True and not known:
         raise ValueError(f"the native kernel multiplies float32, bfloat16 and int8 on a CPU, not {name} on {device}.")
-    return None, None if name == "stored" else dtype_of(name)
+    native = known and (has_kernel() if native == "auto" else native)
+    if native or (known and name != "float32"):
+        return cast(Kind, name), None, native
+    return None, None if name == "stored" else dtype_of(name), False
 
 
 class Pipeline:

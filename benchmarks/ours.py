@@ -30,13 +30,18 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("float32", 4, load={"dtype": "float32"}),
+    Variant("float32", 4, load={"dtype": "float32", "native": False}),
     Variant("float32 native", 4, load={"dtype": "float32", "native": True}),
-    Variant("bfloat16", 2, load={"dtype": "bfloat16"}),
+    Variant("bfloat16", 2, load={"dtype": "bfloat16", "native": False}),
     Variant("bfloat16 native", 2, load={"dtype": "bfloat16", "native": True}),
-    Variant("int8", 1, load={"dtype": "int8"}),
+    Variant("int8", 1, load={"dtype": "int8", "native": False}),
     Variant("int8 native", 1, load={"dtype": "int8", "native": True}),
-    Variant("float32 compiled", 4, load={"dtype": "float32", "engine": EngineConfig(compile=True)}, compiles=True),
+    Variant(
+        "float32 compiled",
+        4,
+        load={"dtype": "float32", "native": False, "engine": EngineConfig(compile=True)},
+        compiles=True,
+    ),
 )
 
 

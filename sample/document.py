@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from anymodal.decoding.config import EngineConfig, Options
+from anymodal.decoding.config import EngineConfig, Native, Options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,7 +29,7 @@ def main(
     device: str = "auto",
     dtype: str = "auto",
     allow_pickle: bool = False,
-    native: bool = False,
+    native: Native = "auto",
     engine: EngineConfig = EngineConfig(),  # noqa: B008  (frozen)
     **options: Unpack[Options],
 ) -> None:
@@ -43,7 +43,7 @@ def main(
         device: cpu, cuda, ... or auto.
         dtype: float32, bfloat16 or int8 (of the weights, on a CPU), float64, stored or auto.
         allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
-        native: multiply with a kernel that the system's C compiler builds, once.
+        native: sample with a kernel that the system's C compiler builds, once; auto: where it can, on a CPU.
         engine: how the sampler works.
     """
     import json

@@ -8,7 +8,7 @@ Pictures are written as OUT/000.png, OUT/001.png, ... beside OUT/sheet.png, a co
 
 from pathlib import Path
 
-from anymodal.decoding.config import EngineConfig
+from anymodal.decoding.config import EngineConfig, Native
 
 
 def main(
@@ -29,7 +29,7 @@ def main(
     device: str = "auto",
     dtype: str = "auto",
     allow_pickle: bool = False,
-    native: bool = False,
+    native: Native = "auto",
     engine: EngineConfig = EngineConfig(),  # noqa: B008  (frozen)
 ) -> None:
     """Draw every prompt.
@@ -51,7 +51,7 @@ def main(
         device: cpu, cuda, ... or auto.
         dtype: float32, bfloat16 or int8 (of the weights, on a CPU), float64, stored or auto.
         allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
-        native: multiply with a kernel that the system's C compiler builds, once.
+        native: sample with a kernel that the system's C compiler builds, once; auto: where it can, on a CPU.
         engine: how the sampler works.
     """
     import sys

@@ -15,6 +15,7 @@ Reads out-%06d.tar.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class Encoder:
     """Shape the encoder."""
 
     rate: float = 1e-3
+    kind: Literal["wide", "local"] = "wide"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ def main(
     model: Model = Model(dim=16),
     top_k: int | None = 5,
     tile: bool = False,
+    exact: Literal["auto"] | bool = "auto",
 ) -> None:
     """Draw.
 
@@ -86,6 +89,12 @@ def test_dashes_flags_and_nested_options(toy: Program) -> None:
     assert parsed["model"].encoder.rate == 1e-4
     assert parsed["model"].grids == ((2, 3),)
     assert options(toy, "x", "--tile", "no")["tile"] is False
+    assert [options(toy, "x", *words)["exact"] for words in ([], ["--exact"], ["--exact", "no"])] == [
+        "auto",
+        True,
+        False,
+    ]
+    assert options(toy, "x", "--exact", "auto", "--tile")["exact"] == "auto"
     assert options(toy, "x", "--model.second.rate", "3")["model"].second.rate == 3.0
 
 
@@ -111,6 +120,9 @@ def test_config_here_hides_the_shipped_one(toy: Program, tmp_path: Path, monkeyp
         (["x", "--model.dim", "wide"], "--model.dim must be int, got wide"),
         (["x", "--model.dim", "0"], "dim must be at least 1, got 0"),
         (["--tile"], "needs PROMPTS"),
+        (["x", "--model.encoder.kind", "tall"], "--model.encoder.kind must be one of 'wide', 'local', got tall. See"),
+        (["x", "--exact=maybe"], "--exact must be 'auto' or true or false, got maybe. See"),
+        (["x", "--top_k", "few"], "--top_k must be int or null, got few. See"),
         (["x", "--config", "configs/toy/smal.yaml"], "did you mean configs/toy/small.yaml?"),
         (["x", "--config"], "needs the path"),
     ],

@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from anymodal.data.emoji import picture
+from anymodal.decoding import native
 from anymodal.pipeline import Pipeline, from_pretrained
 from anymodal.tokens.document import Codes, Draw, Look
 
@@ -108,6 +109,35 @@ def test_a_saved_pipeline_is_loaded(toy: Any, pipe: Pipeline, tmp_path: Path, dt
             again.save_pretrained(tmp_path / "again")
 
 
+def test_native_kernel_samples_where_it_can(
+    toy: Any, pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe.save_pretrained(tmp_path / "model")
+
+    def stack(**options: Any) -> object:
+        return from_pretrained(tmp_path / "model", device="cpu", **options).model.transformer.stack
+
+    for built in (True, False):
+        monkeypatch.setattr("anymodal.pipeline.has_kernel", lambda built=built: built and native.has_kernel())
+        there = built and native.has_kernel()
+        for dtype in ("float32", "bfloat16", "int8"):
+            assert (stack(dtype=dtype) is not None) == there
+            assert stack(dtype=dtype, native=False) is None
+        assert stack(dtype="float64") is stack(dtype="stored") is None
+    monkeypatch.undo()
+    if native.has_kernel():
+        again = from_pretrained(tmp_path / "model", device="cpu", dtype="float32")
+        again.save_pretrained(tmp_path / "again")
+        assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+            tmp_path / "model" / "model.safetensors"
+        ).read_bytes()
+    native.load_kernel.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="needs a C compiler"):
+        stack(dtype="float32", native=True)
+    native.load_kernel.cache_clear()
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no model 'emojy'"):
         from_pretrained("emojy")
@@ -119,3 +149,5 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         from_pretrained(tmp_path, dtype="int8", device="cuda")
     with pytest.raises(ValueError, match="native kernel multiplies float32, bfloat16 and int8 on a CPU"):
         from_pretrained(tmp_path, dtype="float64", native=True)
+    with pytest.raises(ValueError, match="native must be \"auto\", True or False, got 'always'"):
+        from_pretrained(tmp_path, native=cast(Any, "always"))

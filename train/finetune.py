@@ -43,7 +43,7 @@ def main(
     from anymodal.pipeline import from_pretrained
     from anymodal.scoring.showing import first_questions, snapshots
 
-    pipe = from_pretrained(model, device="cpu", dtype="float32", allow_pickle=allow_pickle)
+    pipe = from_pretrained(model, device="cpu", dtype="float32", native=False, allow_pickle=allow_pickle)
     if dry_run:
         print(plan(pipe.parts, data=data, stage=stage, optimizer=optimizer, run=run, out=out))
         return 0

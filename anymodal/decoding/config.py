@@ -7,6 +7,9 @@ from anymodal.configuration import check_ranges
 
 Want = Literal["any", "text", "image"]
 
+Native = Literal["auto"] | bool
+"""May the native kernel sample: where it can, always (or it is an error), never."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:

@@ -12,6 +12,7 @@ from anymodal.decoding.choice import FAULTS, SamplingError
 from anymodal.decoding.config import EngineConfig
 from anymodal.decoding.forward import Forward
 from anymodal.decoding.heads import CODE, TEXT, Automata, Heads, Live, Rows
+from anymodal.decoding.native_blocks import NativeBlocks
 from anymodal.decoding.prefill import Prefix, PrefixStore, Reader, digests, piece_of
 from anymodal.decoding.request import Request, Ticket
 from anymodal.decoding.speculation import Speculation
@@ -58,6 +59,8 @@ class Engine:
     def __init__(self, model: AnyModal, config: EngineConfig | None = None, *, kept: int = 0) -> None:
         """Serve `model`, whose mode (training or not) is the caller's."""
         self.model, self.config = model, config or EngineConfig()
+        if isinstance(model.transformer.stack, NativeBlocks):
+            model.transformer.stack.look_again(model.transformer)
         self.context = model.config.transformer.max_seq_len
         self.kept = PrefixStore(kept) if kept and not self.config.batch_invariant else None
         self.reader = Reader(model, self.config, self.kept)

@@ -57,7 +57,7 @@ typedef struct {
     const float *x;
     const char *w;
     const float *scale; /* of every output, or NULL */
-    int64_t rows, in, out;
+    int64_t rows, in, out, next; /* next: from one row of y to the next */
     const int16_t *rounded; /* x in whole steps, and the step of every row, for int8 */
     const float *steps;
 } product;
@@ -143,7 +143,7 @@ INLINE quarter fold_four(const vector *v) {
  * once, or the only one. */
 INLINE void store(const product *p, int rows, int outs, int64_t r, int64_t o, vector sums[ROWS][BLOCK]) {
     const float *steps = p->steps ? p->steps + r : NULL, *scale = p->scale ? p->scale + o : NULL;
-    const int64_t next = p->out;
+    const int64_t next = p->next;
     float *y = p->y + r * next + o;
     if (outs == 1) *y = fold(sums[0][0]) * (steps ? *steps : 1) * (scale ? *scale : 1);
     UNROLL for (int s = 0; s + 4 <= rows * outs; s += 4) {
@@ -254,15 +254,20 @@ static int64_t worth(int64_t threads, int64_t weights) {
 static void body(void *data) { share(data, thread_number(), thread_count()); }
 
 /* `room` is for int8: so many times 2 * in bytes, up to a whole line, and 4, as there are rows. */
-void anymodal_linear(int64_t kind, int64_t threads, float *y, const float *x, const void *w, const float *scale,
-                     int64_t rows, int64_t in, int64_t out, float *room) {
-    product p = {.kind = (enum kind)kind, .y = y, .x = x, .w = w, .scale = scale, .rows = rows, .in = in, .out = out};
+static void multiply(product p, int64_t threads, float *room) {
     if (p.kind == INT8) round_rows(&p, room);
-    threads = worth(threads, in * out);
+    threads = worth(threads, p.in * p.out);
     if (threads > 1)
         parallel(body, &p, (unsigned)threads, 0);
     else
         share(&p, 0, 1);
+}
+
+void anymodal_linear(int64_t kind, int64_t threads, float *y, const float *x, const void *w, const float *scale,
+                     int64_t rows, int64_t in, int64_t out, float *room) {
+    const product p = {.kind = (enum kind)kind, .y = y, .x = x, .w = w, .scale = scale, .rows = rows, .in = in,
+                       .out = out, .next = out};
+    multiply(p, threads, room);
 }
 
 /* y = x * (1 + erf(x / sqrt(2))) / 2. */

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -265,6 +266,17 @@ class Kernel:
 def room_of(width: int) -> int:
     """Return how many float32 numbers an int8 product takes a row, to round it."""
     return -(-width // LINE) * LINE // 2 + 1
+
+
+@functools.cache
+def has_kernel() -> bool:
+    """Tell whether this machine has the kernel, or compiles it now; where it cannot, the log says why, once."""
+    try:
+        load_kernel()
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: there is no home for the cache folder
+        logging.getLogger(__name__).info("torch's operators sample, slower than the native kernel: %s", error)
+        return False
+    return True
 
 
 @functools.cache

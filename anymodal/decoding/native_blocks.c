@@ -20,7 +20,7 @@ typedef struct {
 typedef struct {
     const float *attention_norm, *feed_forward_norm;
     head_norm q_norm, k_norm;
-    matrix qkv, o, gate_up, down;
+    matrix qkv[3], o, gate_up[2], down; /* one below the other: of those without outputs there are none */
 } block;
 
 typedef struct {
@@ -43,11 +43,16 @@ typedef struct {
     float *h, *qkv, *gate_up, *mixed, *products;
 } parts;
 
-static void multiply(const matrix *m, const parts *p, float *y, const float *x, int64_t rows, int64_t threads) {
-    anymodal_linear(m->kind, threads, y, x, m->w, m->scale, rows, m->in, m->out, p->products);
-    if (m->bias)
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t o = 0; o < m->out; o++) y[r * m->out + o] += m->bias[o];
+/* Multiply with matrices whose outputs stand side by side, `next` in a row. */
+static void multiply_all(const matrix *m, int count, const parts *parts, float *y, int64_t next, const float *x,
+                         int64_t rows, int64_t threads) {
+    for (const matrix *end = m + count; m < end; y += m->out, m++) {
+        const product p = {.kind = (enum kind)m->kind, .y = y, .x = x, .w = m->w, .scale = m->scale, .rows = rows,
+                           .in = m->in, .out = m->out, .next = next};
+        multiply(p, threads, parts->products);
+        for (int64_t r = 0; m->bias && r < rows; r++)
+            for (int64_t o = 0; o < m->out; o++) y[r * next + o] += m->bias[o];
+    }
 }
 
 static void layer_norm(float *x, const float *weight, const float *bias, int64_t width, float eps) {
@@ -95,9 +100,9 @@ static void place(const stack *s, const block *b, float *qkv, int64_t row, int64
 /* Attention from `x` to `y`, both [rows * queries, dim]. */
 static void attend_block(const stack *s, const block *b, const parts *p, int64_t layer, float *y, const float *x,
                          int64_t threads) {
-    const int64_t count = s->rows * s->queries, all = b->qkv.out;
+    const int64_t count = s->rows * s->queries, all = (s->heads + 2 * s->kv_heads) * s->width;
     float *keys = s->keys + layer * s->layer_step, *values = s->values + layer * s->layer_step;
-    multiply(&b->qkv, p, p->qkv, x, count, threads);
+    multiply_all(b->qkv, 3, p, p->qkv, all, x, count, threads);
     for (int64_t i = 0; i < count; i++) place(s, b, p->qkv + i * all, i / s->queries, s->places[i], keys, values);
     const attention a = {.y = p->mixed, .q = p->qkv, .k = keys, .v = values, .places = s->places, .rows = s->rows,
                          .queries = s->queries, .heads = s->heads, .kv_heads = s->kv_heads, .width = s->width,
@@ -106,7 +111,7 @@ static void attend_block(const stack *s, const block *b, const parts *p, int64_t
                          .v_head = s->head_step, .v_key = s->key_step,
                          .scale = 1 / __builtin_sqrtf((float)s->width)};
     anymodal_attention(&a, threads);
-    multiply(&b->o, p, y, p->mixed, count, threads);
+    multiply_all(&b->o, 1, p, y, s->dim, p->mixed, count, threads);
 }
 
 /* gate * sigmoid(gate) * up. */
@@ -134,12 +139,12 @@ static void gate_row(float *y, const float *gate, const float *up, int64_t width
 
 static void feed_forward(const stack *s, const block *b, const parts *p, float *y, const float *x, int64_t threads) {
     const int64_t count = s->rows * s->queries, hidden = s->hidden;
-    multiply(&b->gate_up, p, p->gate_up, x, count, threads);
+    multiply_all(b->gate_up, 2, p, p->gate_up, 2 * hidden, x, count, threads);
     for (int64_t i = 0; i < count; i++) {
         const float *gate = p->gate_up + 2 * i * hidden;
         gate_row(p->mixed + i * hidden, gate, gate + hidden, hidden);
     }
-    multiply(&b->down, p, y, p->mixed, count, threads);
+    multiply_all(&b->down, 1, p, y, s->dim, p->mixed, count, threads);
 }
 
 static void normalise(const stack *s, float *y, const float *x, const float *weight) {

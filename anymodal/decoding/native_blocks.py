@@ -38,7 +38,7 @@ class _Block(ctypes.Structure):
 
     _fields_ = (
         ("attention_norm", POINTER), ("feed_forward_norm", POINTER), ("q_norm", _HeadNorm), ("k_norm", _HeadNorm),
-        ("qkv", _Matrix), ("o", _Matrix), ("gate_up", _Matrix), ("down", _Matrix),
+        ("qkv", 3 * _Matrix), ("o", _Matrix), ("gate_up", 2 * _Matrix), ("down", _Matrix),
     )  # fmt: skip
 
 
@@ -53,29 +53,45 @@ class _Stack(ctypes.Structure):
     )  # fmt: skip
 
 
+class Readable(nn.Module):
+    """A layer that does nothing but what the kernel does with its weights."""
+
+
 class NativeBlocks:
     """Pass hidden states through a light transformer as it would itself, keys and values of the cache included.
 
-    It reads the weights where they lie when this is made, in float32, bfloat16 or int8. The result of a row depends
-    neither on the other rows nor on the number of threads, to the last bit.
+    It reads the weights where they lie, in float32, bfloat16 or int8. The result of a row depends neither on the other
+    rows nor on the number of threads, to the last bit. A copy of a model has no such blocks, and leaves it to torch.
     """
 
     def __init__(self, transformer: Transformer) -> None:
-        """Note where the weights lie; joined layers are those of `lighten`."""
+        """Note where the weights lie; the layers are those of `lighten`."""
         config = self.config = transformer.config
-        self._kernel, self._kept = load_kernel(), list[Tensor]()
-        blocks = [self._block(cast(Block, block)) for block in transformer.blocks]
-        self._blocks, self._norm = (_Block * config.depth)(*blocks), self._at(transformer.norm.weight)
+        self._kernel = load_kernel()
         self._turns = self._angles(config.max_seq_len)
         between = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim + 2 * config.hidden_dim
         widest = max(config.num_heads * config.head_dim, config.hidden_dim)
         self._room = config.dim + between + widest + room_of(max(widest, config.dim))
-        self._fixed = {
-            "layers": ctypes.addressof(self._blocks), "norm": self._norm, "depth": config.depth, "dim": config.dim,
-            "heads": config.num_heads, "kv_heads": config.num_kv_heads, "width": config.head_dim,
-            "hidden": config.hidden_dim, "swin": config.norm_position == "swin", "eps": config.norm_eps,
-            "head_eps": next(_head_eps(transformer), config.norm_eps),
+        self._sizes = {
+            "depth": config.depth, "dim": config.dim, "heads": config.num_heads, "kv_heads": config.num_kv_heads,
+            "width": config.head_dim, "hidden": config.hidden_dim, "swin": config.norm_position == "swin",
+            "eps": config.norm_eps, "head_eps": next(_head_eps(transformer), config.norm_eps),
         }  # fmt: skip
+        self.look_again(transformer)
+
+    def look_again(self, transformer: Transformer) -> None:
+        """Note where the weights of the transformer lie now; what the kernel cannot read is left to torch."""
+        self._kept, self._fixed = list[Tensor](), dict[str, object]()
+        if not _is_readable(transformer):
+            return
+        blocks = [self._block(cast(Block, block)) for block in transformer.blocks]
+        self._blocks = (_Block * self.config.depth)(*blocks)
+        norm = self._at(transformer.norm.weight)
+        self._fixed = {"layers": ctypes.addressof(self._blocks), "norm": norm, **self._sizes}
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Copy as None: a copied model has its weights elsewhere."""
+        return type(None), ()
 
     def __call__(self, x: Float[Tensor, "b n d"], step: CacheStep) -> Float[Tensor, "b n d"] | None:
         """Return normalised hidden states, or None where torch or a compiler is to do it.
@@ -83,13 +99,13 @@ class NativeBlocks:
         Raises:
             ValueError: a place is not shown.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self._fixed:
             return None
         rows, queries, _ = x.shape
         keys, values, places = step.keys, step.values, step.places
         shown, steps = keys.shape[3], keys.stride()
         if (
-            (torch.is_grad_enabled() and x.requires_grad)
+            torch.is_grad_enabled()
             or queries > NATIVE_QUERIES
             or rows * queries > NATIVE_ROWS
             or not (x.dtype is keys.dtype is values.dtype is torch.float32)
@@ -118,13 +134,20 @@ class NativeBlocks:
 
     def _block(self, block: Block) -> _Block:
         attention, feed_forward = block.attention, block.feed_forward
-        linears = (attention.qkv_proj, attention.o_proj, feed_forward.gate_up_proj, feed_forward.down_proj)
+        if attention.qkv_proj is None:
+            qkv = [self._matrix(linear) for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        else:
+            qkv = [self._matrix(attention.qkv_proj)]
+        if feed_forward.gate_up_proj is None:
+            gate_up = [self._matrix(linear) for linear in (feed_forward.gate_proj, feed_forward.up_proj)]
+        else:
+            gate_up = [self._matrix(feed_forward.gate_up_proj)]
         norms = block.attention_norm.weight, block.feed_forward_norm.weight
         heads = (self._head_norm(norm) for norm in (attention.q_norm, attention.k_norm))
-        return _Block(*map(self._at, norms), *heads, *map(self._matrix, linears))
+        out, down = self._matrix(attention.o_proj), self._matrix(feed_forward.down_proj)
+        return _Block(*map(self._at, norms), *heads, (_Matrix * 3)(*qkv), out, (_Matrix * 2)(*gate_up), down)
 
-    def _matrix(self, linear: nn.Module | None) -> _Matrix:
-        assert linear is not None, "the layers of a light transformer are joined"
+    def _matrix(self, linear: nn.Module) -> _Matrix:
         weight = cast(Tensor, linear.weight)
         (out, width), scale = weight.shape, getattr(linear, "scale", None)
         return _Matrix(KINDS[weight.dtype], width, out, self._at(weight), self._at(scale), self._at(linear.bias))
@@ -139,6 +162,19 @@ class NativeBlocks:
         values = values.detach() if values.ndim > 1 else values.detach().float()
         self._kept.append(values.contiguous())
         return self._kept[-1].data_ptr()
+
+
+def _is_readable(transformer: Transformer) -> bool:
+    """Tell whether the kernel may read the weights, and nobody else has put anything between them."""
+    modules = list(transformer.modules())
+    linears: list[nn.Module] = [module for module in modules if isinstance(module, nn.Linear | Readable)]
+    linears += [child for module in modules for name, child in module.named_children() if name.endswith("_proj")]
+    weights = [getattr(linear, "weight", None) for linear in linears]
+    return (
+        all(isinstance(linear, Readable) for linear in linears)
+        and all(w is not None and w.is_cpu and w.dtype in KINDS and w.is_contiguous() for w in weights)
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    )
 
 
 def _head_eps(transformer: Transformer) -> Iterator[float]:

@@ -1,7 +1,8 @@
 """Weight formats for sampling on a CPU, where the time goes into reading weights; the stream stays float32."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anymodal.decoding.native import load_kernel, native_attention, native_gelu, native_linear, native_rms_norm
-from anymodal.decoding.native_blocks import NATIVE_QUERIES, NATIVE_ROWS, NativeBlocks
+from anymodal.decoding.native_blocks import NATIVE_QUERIES, NATIVE_ROWS, NativeBlocks, Readable
 from anymodal.decoding.pages import move_to_large_pages
 from anymodal.model.transformer import Attention
 from anymodal.model.unified import AnyModal
@@ -30,32 +31,27 @@ WIDENED = 2**18
 """Weights that are widened at once: few enough to stay in the cache."""
 
 
-class Float32Linear(nn.Linear):
+class Float32Linear(Readable, nn.Linear):
     """A linear layer on float32 weights with the native kernel; the weights are shared with where they come from.
+
+    Torch computes where rows are many, gradients are wanted, or weights have become something else.
 
     >>> Float32Linear(torch.ones(5, 3)).weight.dtype
     torch.float32
     """
 
     def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None) -> None:
-        """Keep the weights, without gradients."""
+        """Keep the weights; parameters stay what they are, of other tensors no gradient is wanted."""
         super().__init__(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-        self.weight = _fixed(weight.float())
-        self.bias = None if bias is None else _fixed(bias.float())  # type: ignore[assignment]
-
-    def select(self, rows: Int[Tensor, " k"]) -> "Float32Linear":
-        """Return the layer that computes these outputs alone; outputs that follow each other share its memory."""
-        return Float32Linear(_pick(self.weight, rows), None if self.bias is None else _pick(self.bias, rows))
+        self.weight = _kept(weight)
+        self.bias = None if bias is None else _kept(bias)  # type: ignore[assignment]
 
     def forward(self, input: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         """Multiply."""
-        if _count(input) > NATIVE_ROWS:
-            return F.linear(input, self.weight, self.bias)
-        y = native_linear(input, self.weight)
-        return y if self.bias is None else y + self.bias
+        return _product(input, self.weight, self.bias)
 
 
-class BFloat16Linear(nn.Linear):
+class BFloat16Linear(Readable, nn.Linear):
     """A linear layer on bfloat16 weights; what comes and goes is float32.
 
     >>> layer = BFloat16Linear(torch.ones(5, 3))
@@ -89,7 +85,7 @@ class BFloat16Linear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(Readable):
     """A linear layer on int8 weights with a float32 scale for every output; what comes and goes is float32.
 
     >>> Int8Linear.of(nn.Linear(3, 5)).weight.dtype
@@ -160,15 +156,15 @@ class NativeRMSNorm(nn.RMSNorm):
     """
 
     def __init__(self, norm: nn.RMSNorm) -> None:
-        """Keep the weight, without gradients."""
+        """Keep the weight."""
         assert norm.weight is not None, "a norm of the transformer has a weight"
         assert norm.eps is not None, "a norm of the transformer has its own eps"
         super().__init__(norm.weight.shape[0], eps=norm.eps, device="meta")
-        self.weight, self.added = _fixed(norm.weight.float()), norm.eps
+        self.weight, self.added = _kept(norm.weight), norm.eps
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Normalise; a compiler does it as fast by itself."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not _suits_kernel(x, self.weight):
             return super().forward(x)
         return native_rms_norm(x, self.weight, self.added)
 
@@ -182,7 +178,7 @@ class NativeGELU(nn.GELU):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Transform every number."""
-        if torch.compiler.is_compiling() or _count(x) > NATIVE_ROWS:
+        if torch.compiler.is_compiling() or _count(x) > NATIVE_ROWS or not _suits_kernel(x):
             return super().forward(x)
         return native_gelu(x)
 
@@ -198,8 +194,10 @@ def lighten(model: AnyModal, kind: Kind, *, native: bool = False) -> None:
     are too many for that, and in what stands around the blocks, products, norms and attention get it one by one. The
     weights move to memory of their own.
 
-    A light model samples and no longer trains: no weight of it wants a gradient. A head that is tied to its embedding
-    gets weights of its own, but for float32. Save a model before: int8 has tensors that a model folder does not know.
+    With rounded weights a model samples and no longer trains: no weight of it wants a gradient. A head that is tied to
+    its embedding gets weights of its own. Save a model before: int8 has tensors that a model folder does not know. With
+    "float32" it stays what it was: its parameters are the same, it trains and is saved, and an engine that begins reads
+    the weights as they are then.
 
     Raises:
         ValueError: the model is light already or not on the CPU, float32 is asked for without the kernel, or there is
@@ -209,15 +207,17 @@ def lighten(model: AnyModal, kind: Kind, *, native: bool = False) -> None:
         raise ValueError("float32 weights are what a model has; ask for the native kernel, or for bfloat16 or int8.")
     if model.device.type != "cpu":
         raise ValueError(f"light weights are for sampling on a CPU, the model lies on {model.device}; move it first.")
-    if is_light(model):
+    if is_light(model) or model.transformer.stack is not None:
         raise ValueError("the model is light already; load it again to give its weights another format.")
     if native:
         load_kernel()  # where there is no compiler, before anything has changed
-    model.requires_grad_(False)
+    if kind != "float32":
+        model.requires_grad_(False)
     parents = [*model.transformer.blocks.modules(), model]
     parents += [model.image_head] if model.config.heads == "decoupled" else []
-    _widen(model, {child for parent in parents for child in parent.children() if isinstance(child, nn.Linear)})
-    copied = native or kind == "int8"  # else weights stay where they lie, such as in a mapped file
+    linears = {child for parent in parents for child in parent.children() if isinstance(child, nn.Linear)}
+    _widen(model, linears if kind != "float32" else set())
+    copied = kind == "int8" or (kind == "bfloat16" and native)  # else parameters stay, such as those of a mapped file
     for parent in parents:
         for joined in JOINED if copied else ():
             if hasattr(parent, joined):
@@ -228,13 +228,12 @@ def lighten(model: AnyModal, kind: Kind, *, native: bool = False) -> None:
     if native:
         _hand_over(model)
     if model.config.heads == "shared":
-        codes = model.head.select(model.image_ids)  # type: ignore[operator]
-        model.code_head = lambda hidden: codes(hidden)  # no module of the model's own: it shares the head's weights
+        model.code_head = _code_head(model)
 
 
 def is_light(model: AnyModal) -> bool:
-    """Say whether a model's weights were made lighter for sampling."""
-    return any(isinstance(module, LightLinear) for module in model.modules())
+    """Say whether a model's weights were rounded for sampling."""
+    return any(isinstance(module, BFloat16Linear | Int8Linear) for module in model.modules())
 
 
 def has_bfloat16() -> bool:
@@ -268,6 +267,22 @@ def _hand_over(model: AnyModal) -> None:
         model.image_aligner[1] = model.image_head[1] = NativeGELU()
 
 
+def _code_head(model: AnyModal) -> Callable[[nn.Module, Tensor], Tensor] | None:
+    """Return what scores the image codes with the head's rows, where that is faster than the model itself."""
+    rows = model.image_ids
+    if not isinstance(model.head, Float32Linear):
+        codes = model.head.select(rows)  # type: ignore[operator]
+        return lambda head, hidden: codes(hidden)  # no module of the model's own: it shares the head's weights
+    first, last = int(rows[0]), int(rows[-1])
+    if not torch.equal(rows, torch.arange(first, last + 1)):
+        return None
+    return partial(_product_of_part, part=slice(first, last + 1))
+
+
+def _product_of_part(head: nn.Module, hidden: Tensor, part: slice) -> Tensor:
+    return _product(hidden, cast(Tensor, head.weight)[part])
+
+
 def _join(module: nn.Module, joined: str) -> None:
     """Put layers of a module one below the other as one layer, and drop them."""
     parts = [module.get_submodule(name) for name in JOINED[joined]]
@@ -295,7 +310,27 @@ def _light(linear: nn.Linear, kind: Kind, *, native: bool) -> LightLinear:
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Tensor | None:
-    return native_attention(q, keys, values, places) if q.shape[1] <= NATIVE_QUERIES else None
+    if q.shape[1] > NATIVE_QUERIES or not _suits_kernel(q, keys):
+        return None
+    return native_attention(q, keys, values, places)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply with float32 weights as they are now; torch does where rows are many, or the kernel cannot."""
+    if _count(x) > NATIVE_ROWS or not _suits_kernel(x, weight):
+        return F.linear(x, weight, bias)
+    y = native_linear(x, weight)
+    return y if bias is None else y + bias
+
+
+def _suits_kernel(*tensors: Tensor) -> bool:
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    return all(tensor.is_cpu and tensor.dtype is torch.float32 for tensor in tensors)
+
+
+def _kept(values: Tensor) -> nn.Parameter:
+    return values if isinstance(values, nn.Parameter) and values.dtype is torch.float32 else _fixed(values.float())
 
 
 def _fixed(values: Tensor) -> nn.Parameter:

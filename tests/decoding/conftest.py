@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anymodal.decoding.choice import Settings, choose
 from anymodal.decoding.config import EngineConfig, SamplingConfig
-from anymodal.decoding.native import COMPILERS, load_kernel
+from anymodal.decoding.native import COMPILERS, has_kernel, load_kernel
 from anymodal.decoding.request import Guides, Request
 from anymodal.decoding.sampler import Sampler
 from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
@@ -193,9 +193,14 @@ def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the native kernel in a folder of the test run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        load_kernel.cache_clear()
+        forget_kernel()
         yield
+    forget_kernel()
+
+
+def forget_kernel() -> None:
     load_kernel.cache_clear()
+    has_kernel.cache_clear()
 
 
 @pytest.fixture

@@ -344,3 +344,23 @@ def test_without_a_compiler_it_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", str(broken.parent))
     with pytest.raises(ValueError, match="could not compile.*no space"):
         build_kernel()
+    assert not asked_for_the_kernel()
+
+
+def test_without_a_folder_for_it_torch_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()  # root may write everywhere, but not below a file
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with caplog.at_level("INFO"):
+        assert not asked_for_the_kernel()
+        assert not native.has_kernel()
+    assert [record.getMessage()[:22] for record in caplog.records] == ["torch's operators samp"]
+    load_kernel.cache_clear()
+    native.has_kernel.cache_clear()
+
+
+def asked_for_the_kernel() -> bool:
+    load_kernel.cache_clear()
+    native.has_kernel.cache_clear()
+    return native.has_kernel()

@@ -1,3 +1,4 @@
+import copy
 from typing import Any, Literal
 
 import pytest
@@ -6,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anymodal.decoding import weights
+from anymodal.decoding.engine import Engine
 from anymodal.decoding.native import load_kernel, native_attention
 from anymodal.decoding.weights import (
     BFloat16Linear,
@@ -15,6 +17,7 @@ from anymodal.decoding.weights import (
     LightLinear,
     NativeGELU,
     NativeRMSNorm,
+    is_light,
     lighten,
 )
 from anymodal.model.cache import KVCache
@@ -101,13 +104,8 @@ def test_int8_of_zeros_is_zero_and_of_no_number_an_error() -> None:
 @pytest.mark.parametrize("native", [False, True])
 def test_selected_outputs_are_the_same_and_share_memory(native: bool) -> None:
     source = linear(24, 32)
-    lights: list[LightLinear] = [
-        BFloat16Linear(source.weight, source.bias, native=native),
-        Int8Linear.of(source, native=native),
-    ]
-    lights += [Float32Linear(source.weight, source.bias)] if native else []
     x = torch.randn(3, 32)
-    for light in lights:
+    for light in (BFloat16Linear(source.weight, source.bias, native=native), Int8Linear.of(source, native=native)):
         for rows in (torch.arange(7, 19), torch.tensor([4, 1, 20])):
             torch.testing.assert_close(light.select(rows)(x), light(x)[:, rows])
         behind = light.select(torch.arange(7, 19))
@@ -133,19 +131,15 @@ def test_logits_of_a_light_model_are_near(toy: Any, kind: Kind, bound: float, he
     light = light_model(toy, kind, native=native, heads=heads).eval()
     ids = torch.arange(40).view(2, 20)
     before, out = model(ids), light(ids)
-    if heads == "decoupled":
-        light_codes = out.image_logits
-    else:
-        assert isinstance(light.head, LightLinear)
-        light_codes = light.head.select(light.image_ids)(out.hidden)
-    for near, true in ((out.logits, before.logits), (light_codes, before.image_logits)):
+    for near, true in ((out.logits, before.logits), (out.image_logits, before.image_logits)):
         assert near.dtype == torch.float32
-        assert not near.requires_grad
-        assert float((near - true).norm() / true.norm()) < bound
+        assert near.requires_grad == (kind == "float32")
+        assert float(((near - true).norm() / true.norm()).detach()) < bound
     linears = {name for name, module in light.named_modules() if type(module) is nn.Linear}
     assert all(name.startswith(("understanding.", "image_aligner.")) for name in linears)
 
 
+@torch.inference_mode()
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("bucket", [0, 64])
 def test_attention_of_a_native_model_is_that_of_a_whole_pass(
@@ -213,6 +207,54 @@ def test_tied_head_gets_its_own_weights(toy: Any, kind: Kind) -> None:
 def test_tied_head_stays_tied_in_float32(toy: Any) -> None:
     light = light_model(toy, "float32", native=True, tie_embeddings=True)
     assert light.head.weight.data_ptr() == light.embedding.weight.data_ptr()
+
+
+def drawn(model: AnyModal, kernels: list[int] | None = None) -> Tensor:
+    """Draw greedily, and count the passes of the kernel."""
+    begin = torch.full((1, 3), model.vocabulary.special("boi"))
+    cache = KVCache(model.config.transformer, num_rows=1, capacity=9, dtype=model.embedding.weight.dtype)
+    assert Engine(model).idle
+    with torch.inference_mode():
+        if kernels is not None and model.transformer.stack is not None:
+            kernels.append(int(model.transformer.stack(torch.randn(1, 1, 32), cache.reserve(1)) is not None))
+        return model.image_logits(model.append(model.embed(begin), begin, cache.reserve(3)))
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("heads", ["shared", "decoupled"])
+def test_float32_model_is_what_it_was_and_is_read_as_it_is_now(toy: Any, heads: Heads) -> None:
+    plain, light = toy.parts(heads=heads).model.eval(), toy.parts(heads=heads).model.eval()
+    parameters = dict(light.named_parameters())
+    lighten(light, "float32", native=True)
+    assert all(parameters[name] is parameter for name, parameter in light.named_parameters())
+    assert list(light.state_dict()) == list(plain.state_dict())
+    assert all(parameter.requires_grad for parameter in light.parameters())
+    assert not is_light(light)
+    for model in (plain, light):  # trained: by torch, with the same gradients
+        out, optimizer = model(torch.arange(9)[None]), torch.optim.SGD(model.parameters(), lr=0.1)
+        (out.logits.square().mean() + out.image_logits.square().mean()).backward()
+        optimizer.step()
+    near(drawn(light, kernels := list[int]()), drawn(plain))
+    for model in (light, plain):  # replaced, and written over
+        model.load_state_dict({name: value * 1.5 for name, value in plain.state_dict().items()}, assign=model is light)
+    near(drawn(light, kernels), drawn(plain))
+    copied = copy.deepcopy(light)
+    assert copied.transformer.stack is None
+    near(drawn(copied), drawn(plain))
+    assert kernels == [1, 1]
+    light.transformer.blocks[0].attention.o_proj.register_forward_hook(lambda module, x, y: 2 * y)
+    plain.transformer.blocks[0].attention.o_proj.register_forward_hook(lambda module, x, y: 2 * y)
+    near(drawn(light, kernels), drawn(plain))
+    for model in (plain, light):
+        wrapped = model.transformer.blocks[1].feed_forward
+        wrapped.down_proj = nn.Sequential(wrapped.down_proj, nn.Tanh())
+        model.double()
+    torch.testing.assert_close(drawn(light, kernels), drawn(plain))
+    assert kernels == [1, 1, 0, 0]
+
+
+def near(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
 
 
 def test_bfloat16_model_keeps_its_weights_and_computes_in_float32(toy: Any) -> None:

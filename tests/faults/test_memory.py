@@ -22,7 +22,7 @@ def peak():  # getrusage would begin with the peak of the process that started t
     return 1024 * int(re.search("VmHWM:[ \\t]+([0-9]+)", Path("/proc/self/status").read_text())[1])
 
 before = peak()
-pipe = from_pretrained(sys.argv[1], device="cpu", dtype="bfloat16", allow_pickle=True)
+pipe = from_pretrained(sys.argv[1], device="cpu", dtype="bfloat16", allow_pickle=True, native=False)
 loaded = peak()
 total = sum(float(weight.detach().sum()) for weight in pipe.model.parameters())
 read = peak()
