@@ -93,8 +93,6 @@ def find_folder(name_or_folder: str | Path) -> Path:
 
 def _format(dtype: str, device: str, native: Native) -> tuple[Kind | None, torch.dtype | None, bool]:
     """Return the format of light weights, the type of all numbers (None: as stored), and whether to take the kernel."""
-    if native not in ("auto", True, False):
-        raise ValueError(f'native must be "auto", True or False, got {native!r}.')
     on_cpu = device.startswith("cpu")
     name = dtype if dtype != "auto" else "bfloat16" if not on_cpu or has_bfloat16() else "float32"
     if name == "int8" and not on_cpu:

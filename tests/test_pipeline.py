@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,5 +149,3 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         from_pretrained(tmp_path, dtype="int8", device="cuda")
     with pytest.raises(ValueError, match="native kernel multiplies float32, bfloat16 and int8 on a CPU"):
         from_pretrained(tmp_path, dtype="float64", native=True)
-    with pytest.raises(ValueError, match="native must be \"auto\", True or False, got 'always'"):
-        from_pretrained(tmp_path, native=cast(Any, "always"))
