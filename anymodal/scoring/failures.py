@@ -32,7 +32,9 @@ def failure_sheet(tables: Mapping[str, Sequence[Failure]], most: int = 24) -> Im
     if not tables:
         raise ValueError("a sheet of failures needs at least one table of drawings, got none.")
     shown = {title: failures[:: max(1, -(-len(failures) // most))] for title, failures in tables.items()}
-    parts = {f"{title}: {len(shown[title])} of {len(tables[title])} wrong": _pairs(shown[title]) for title in tables}
+    parts = {
+        f"{title}: {len(shown[title])} of the {len(tables[title])} wrong": _pairs(shown[title]) for title in tables
+    }
     font = ImageFont.load_default(size=14)
     width = max(part.width if part else 0 for part in parts.values())
     width = max(width, *(int(font.getlength(title)) + 8 for title in parts))
