@@ -44,7 +44,7 @@ class Score:
     """Hold a result of `count` pictures or questions next to what it is to be compared with.
 
     The unit "%" means a share in [0, 1]; any other is that of the value as it stands. `blind` is what the same model
-    reaches that is not shown the picture; `ceiling` the best that the image tokenizer allows.
+    reaches that is not shown the picture; `ceiling` the best that the image tokenizer, or what was learned, allows.
 
     >>> Score("yes-no questions", 0.75, 8, chance=0.5).describe()
     'yes-no questions                                    75.0 % of 8, chance 50.0 %'
