@@ -22,7 +22,10 @@ class Forward:
         self.bucket = BUCKET if config.compile else 0
         self._graphs: dict[tuple[int, ...], _Graph] = {}
         self._append: Callable[[Tensor, CacheStep], Tensor] = self._plain
-        if config.compile and model.device.type != "cuda":
+        self.capture: Capture | None = None
+        if config.compile and model.device.type == "cuda":
+            self.capture = capture
+        elif config.compile:
             self._append = torch.compile(self._plain, dynamic=False)
 
     def __call__(self, ids: Int[Tensor, " r"], cache: KVCache, used: int) -> Float[Tensor, "r d"]:
@@ -32,8 +35,8 @@ class Forward:
         if missing:
             ids = torch.nn.functional.pad(ids, (0, missing))
         step = cache.reserve(1, window)
-        if self.config.compile and self.model.device.type == "cuda":
-            hidden = self._replayed(ids[:, None], step)
+        if self.capture is not None:
+            hidden = self._replayed(ids[:, None], step, self.capture)
         else:
             hidden = self._append(ids[:, None], step)[:, -1]
         cache.keep([1] * used + [0] * missing if missing else 1, window)
@@ -46,38 +49,50 @@ class Forward:
     def _plain(self, ids: Int[Tensor, "r n"], step: CacheStep) -> Float[Tensor, "r n d"]:
         return self.model.append(self.model.embed(ids), ids, step)
 
-    def _replayed(self, ids: Int[Tensor, "r 1"], step: CacheStep) -> Float[Tensor, "r d"]:
+    def _replayed(self, ids: Int[Tensor, "r 1"], step: CacheStep, capture: "Capture") -> Float[Tensor, "r d"]:
         key = (len(ids), step.keys.shape[3], step.keys.data_ptr())
         if any(address != key[2] for *_, address in self._graphs):
             self._graphs.clear()  # the cache has moved
         if key not in self._graphs:
-            self._graphs[key] = _Graph(self._plain, ids, step)
+            self._graphs[key] = _Graph(self._plain, ids, step, capture)
         return self._graphs[key](ids, step)
 
 
-class _Graph:
-    """One step captured as a CUDA graph; its inputs are copied to where it reads them."""
+Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
+"""Records a computation; returns where its result stands, and what computes it again."""
 
-    def __init__(self, append: Callable[[Tensor, CacheStep], Tensor], ids: Tensor, step: CacheStep) -> None:
+
+def capture(compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    """Record a computation as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # warm up: libraries take their workspaces
+        compute()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = compute()
+    return result, graph.replay
+
+
+class _Graph:
+    """One step that is captured once; its inputs are copied to where it reads them."""
+
+    def __init__(
+        self, append: Callable[[Tensor, CacheStep], Tensor], ids: Tensor, step: CacheStep, capture: Capture
+    ) -> None:
         assert step.visible is not None, "a graph sees a bucket of the cache through a mask"
         self.ids, self.places, self.visible = ids.clone(), step.places.clone(), step.visible.clone()
         inside = CacheStep(
             keys=step.keys, values=step.values, places=self.places, visible=self.visible, causal=False,
             begins=step.begins,
         )  # fmt: skip
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # warm up: libraries take their workspaces
-            append(self.ids, inside)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.hidden = append(self.ids, inside)
+        self.hidden, self.replay = capture(lambda: append(self.ids, inside))
 
     def __call__(self, ids: Tensor, step: CacheStep) -> Tensor:
         assert step.visible is not None, "a graph sees a bucket of the cache through a mask"
         self.ids.copy_(ids)
         self.places.copy_(step.places)
         self.visible.copy_(step.visible)
-        self.graph.replay()
+        self.replay()
         return self.hidden[:, -1].clone()

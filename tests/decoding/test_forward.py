@@ -6,8 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
 
+from anymodal.decoding import forward
+from anymodal.decoding.choice import SamplingError
 from anymodal.decoding.config import EngineConfig
 from anymodal.decoding.engine import Engine
 from anymodal.decoding.forward import BUCKET, Forward
@@ -35,6 +39,80 @@ def test_compiled_ids_are_those_of_plain_steps(toy: Any, tmp_path: Path) -> None
 def test_compiled_steps_see_buckets_of_the_cache(make_setup: Callable[..., Any]) -> None:
     engine = Engine(make_setup().model.eval(), EngineConfig(compile=True))
     assert engine.forward.bucket == BUCKET
+
+
+class Captures:
+    """Stands in for CUDA graphs: what was captured is computed again into the same place, from the same inputs."""
+
+    def __init__(self) -> None:
+        self.count = self.replays = 0
+
+    def __call__(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        self.count += 1
+        result = compute()
+
+        def replay() -> None:
+            self.replays += 1
+            result.copy_(compute())
+
+        return result, replay
+
+
+def capturing(model: Any, **config: Any) -> tuple[Engine, Captures]:
+    engine, captures = Engine(model, EngineConfig(compile=True, lag=1, **config)), Captures()
+    engine.forward.capture = captures
+    return engine, captures
+
+
+def test_captured_steps_write_the_same_ids_and_are_captured_once(
+    make_setup: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "BUCKET", 16)
+    setup = make_setup("decoupled", "rows")
+    setup.model.eval()
+    requests = [request for request in setup.requests() if request.bounded]
+    expected = setup.generate(requests)
+    engine, captures = capturing(setup.model)
+    seen = set[tuple[int, int, int]]()
+    tickets = [engine.submit(request) for request in requests[:2]]
+    for request in (*requests[2:], None, None):
+        for _ in range(3):  # others enter and end between steps
+            engine.step()
+            seen |= set(engine.forward._graphs)
+        tickets += [] if request is None else [engine.submit(request)]
+    while not engine.idle:
+        engine.step()
+        seen |= set(engine.forward._graphs)
+    assert [ticket.ids.tolist() for ticket in tickets] == expected
+    assert captures.replays == engine.passes
+    assert captures.count == len(seen) < engine.passes
+    assert {shown % 16 for _, shown, _ in seen} == {0}
+    assert len({shown for _, shown, _ in seen}) > 1, "longer rows see another bucket"
+    assert len({address for *_, address in engine.forward._graphs}) == 1, "graphs of a cache that has moved are dropped"
+    again = [engine.submit(request) for request in requests[:2]]
+    while not engine.idle:
+        engine.step()
+    assert [ticket.ids.tolist() for ticket in again] == expected[:2]
+    assert len({address for *_, address in engine.forward._graphs}) == 1
+
+
+def test_captured_row_without_numbers_ends_a_step_late_and_alone(make_setup: Callable[..., Any]) -> None:
+    setup = make_setup("decoupled", "fixed")
+    requests = [setup.draw(text, seed) for seed, text in enumerate(("a dog", "apple", "dog"))]
+    expected = setup.generate(requests)
+    engine, _ = capturing(setup.model.eval())
+    tickets = [engine.submit(request) for request in requests]
+    engine.step()
+    engine.step()
+    engine.hidden = engine.hidden.clone()
+    engine.hidden[1] = torch.nan
+    engine.step()
+    assert tickets[1].error is None, "the host is one step behind"
+    engine.step()
+    assert isinstance(tickets[1].error, SamplingError)
+    while not engine.idle:
+        engine.step()
+    assert [tickets[i].ids.tolist() for i in (0, 2)] == [expected[0], expected[2]]
 
 
 def test_rows_out_of_use_change_nothing(make_setup: Callable[..., Any]) -> None:
