@@ -34,11 +34,14 @@ from anymodal.scoring.machine import facts
 
 TOKENIZER = ROOT / "anymodal" / "models" / "emoji" / "image_tokenizer"
 AS_CODES, SHARED = ["--model.understanding", "null"], ["--model.heads", "shared"]
+SIGLIP = "{image_size: 64, patch_size: 8, dim: 128, depth: 3, num_heads: 2, hidden_dim: 384, merge: 2}"
+ENCODER = ["--model.understanding", SIGLIP]
+DECOUPLED = ["--model.heads", "decoupled", "--model.image_embedding_dim", "64", "--model.image_head_dim", "192"]
 DESIGNS = {
     "codes, shared head (Chameleon, Emu3)": [*AS_CODES, *SHARED],
-    "codes, head a modality": AS_CODES,
-    "encoder, shared head": SHARED,
-    "encoder, head a modality (Janus)": [],
+    "codes, head a modality": [*AS_CODES, *DECOUPLED],
+    "encoder, shared head": [*ENCODER, *SHARED],
+    "encoder, head a modality (Janus)": [*ENCODER, *DECOUPLED],
 }
 
 

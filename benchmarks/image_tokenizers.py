@@ -18,7 +18,7 @@ import torch
 from figures import publish
 from jaxtyping import Float
 from torch import Tensor
-from trials import ROOT, drawing_scores, encode_scenes, held_out_scenes, kept, learn, program, write_scenes
+from trials import ROOT, SCENES, drawing_scores, encode_scenes, held_out_scenes, kept, learn, program, write_scenes
 
 import anymodal
 from anymodal.data.emoji import emoji_samples
@@ -100,12 +100,12 @@ def pixels_of(samples: Sequence[Sample], size: int) -> Float[Tensor, "b 3 h w"]:
 
 def draw_with(work: Path, folder: str, size: int, steps: int) -> dict[str, Any]:
     """Train a model on a tokenizer's codes to draw, and score its drawings."""
-    write_scenes(work)
+    write_scenes(work, SCENES)
     image_tokenizer, codes = f"{folder}/image_tokenizer", f"{folder}/codes"
     if not (work / codes / "held-out").exists():
         encode_scenes(work, image_tokenizer, codes, size=size)
     options = [
-        "--run.steps", str(steps), "--model.understanding", "null", "--model.transformer.max_seq_len", str(SEQ_LEN),
+        "--run.steps", str(steps), "--model.transformer.max_seq_len", str(SEQ_LEN),
         "--stage.seq_len", str(SEQ_LEN), "--stage.ratios", "{draw: 1.0, answer: 0.0, describe: 0.0, text: 0.0}",
     ]  # fmt: skip
     seconds = learn(work, f"{folder}/drawing", codes, image_tokenizer, options)

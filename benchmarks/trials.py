@@ -56,7 +56,7 @@ def kept(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def write_scenes(work: Path, scenes: int = SCENES) -> None:
+def write_scenes(work: Path, scenes: int) -> None:
     """Pack names and scenes of one object, and learn their text tokenizer."""
     kinds = ["--kinds", json.dumps(list(SCENE_KINDS))]
     folder, common = "scenes", ["--concepts", str(NAMES), *kinds]
@@ -114,9 +114,11 @@ def answering_scores(pipe: anymodal.Pipeline, samples: Sequence[Sample]) -> dict
     }
 
 
-def held_out_scenes(count: int = HELD_OUT_SCENES) -> list[Sample]:
+def held_out_scenes() -> list[Sample]:
     """Return scenes of combinations that `write_scenes` keeps from training, other ones than the training looks at."""
-    return list(scene_samples("held-out", count=count, seed=1000, concepts=scene_names()[:NAMES], kinds=SCENE_KINDS))
+    return list(
+        scene_samples("held-out", count=HELD_OUT_SCENES, seed=1000, concepts=scene_names()[:NAMES], kinds=SCENE_KINDS)
+    )
 
 
 def spread(values: Sequence[float], scale: float = 100) -> str:

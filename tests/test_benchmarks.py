@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+import anymodal
+from anymodal.__main__ import main
 from anymodal.learning.config import Ratios, RunConfig, StageConfig
 
-NAMES = ("sampling", "peers", "ours", "figures", "speculation", "training", "loading", "costs")
+NAMES = ("sampling", "peers", "ours", "figures", "speculation", "training", "loading", "costs", "trials",
+         "designs", "image_tokenizers", "sweep")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +171,79 @@ def test_costs_are_counted_for_every_stage(programs: dict[str, ModuleType], tmp_
     by_hand = 6 * 6.476e9 * tokens + 12 * 32 * 4096 * 1056 * tokens + 6 * 65_537 * 4096 * 2 * 1025
     assert flops == pytest.approx(by_hand, rel=1e-3)
     assert [costs.span(seconds) for seconds in (30, 90, 7200, 86400 * 900)] == ["30 s", "1.5 min", "2 h", "2.5 years"]
+
+
+@pytest.fixture
+def quick(programs: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Run programs in this process, on few names; return the words that make a benchmark small."""
+
+    def program(work: Path, *words: str) -> float:
+        monkeypatch.chdir(work)
+        assert main(list(words)) == 0, words
+        return 60.0
+
+    for name, value in {"NAMES": 4, "HELD_OUT_SCENES": 4, "VOCAB_SIZE": 320, "program": program}.items():
+        monkeypatch.setattr(programs["trials"], name, value)
+    monkeypatch.setattr(programs["image_tokenizers"], "program", program)
+    page = tmp_path / "model.md"
+    page.write_text(
+        "".join(f"<!-- {name}:begin --><!-- {name}:end -->" for name in ("designs", "image_tokenizers", "sweep"))
+    )
+    yield ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "found.json"), "--readme", str(page)]
+    monkeypatch.chdir(tmp_path)
+
+
+def test_designs_learn_the_same_and_are_not_trained_twice(
+    programs: dict[str, ModuleType], quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    designs = list(programs["designs"].DESIGNS)[::3]
+    words = [*quick, "--steps", "2", "--seeds", "1", "--scenes", "8", "--designs", *designs]
+    programs["designs"].main(words)
+    trials = json.loads((tmp_path / "found.json").read_text())["trials"]
+    assert [trial["design"] for trial in trials] == designs
+    for trial in trials:
+        assert 0 <= trial["scenes"] <= trial["scenes_ceiling"] <= 1
+        assert set(trial["answers"]) == set(trial["chance"])
+    assert trials[0]["parameters"] != trials[1]["parameters"]
+    page = (tmp_path / "model.md").read_text()
+    assert all(
+        f"| {design} | {trial['parameters'] / 1e6:.2f} M | 1.0 |" in page
+        for design, trial in zip(designs, trials, strict=True)
+    )
+    monkeypatch.delattr(programs["trials"], "program")
+    programs["designs"].main(words)
+    assert json.loads((tmp_path / "found.json").read_text())["trials"] == trials
+
+
+def test_image_tokenizers_are_scored_and_drawn_with(
+    programs: dict[str, ModuleType], quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"PICTURES": 8, "SCORED_SCENES": 4}.items():
+        monkeypatch.setattr(programs["image_tokenizers"], name, value)
+    monkeypatch.setattr(programs["image_tokenizers"], "SCENES", 8)
+    programs["image_tokenizers"].main(
+        [*quick, "--steps", "2", "--drawing_steps", "2", "--trials", "LFQ, 64 codes", "FSQ, 144 codes"]
+    )
+    trials = json.loads((tmp_path / "found.json").read_text())["trials"]
+    assert [trial["size"] for trial in trials] == [64, 72]
+    for trial in trials:
+        for kind in ("emoji", "scenes"):
+            assert trial[kind]["psnr"] > 5
+            assert 1 <= trial[kind]["perplexity"] <= 4096
+        assert 0 <= trial["scenes"] <= 1
+    assert (tmp_path / "model.md").read_text().count("\n| ") == 4
+
+
+def test_a_sweep_finds_the_best_setting(
+    programs: dict[str, ModuleType], quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"GUIDANCE": (1.0, 2.0), "TEMPERATURE": (0.7,), "TOP_K": (0, 8)}.items():
+        monkeypatch.setattr(programs["sweep"], name, value)
+    programs["sweep"].main([*quick, "--count", "4", "--plot", str(tmp_path / "sweep.svg")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found["rows"]) == 4
+    best = max(row["share"] for row in found["rows"])
+    assert f"**{100 * best:.1f}**" in (tmp_path / "model.md").read_text()
+    assert (tmp_path / "sweep.svg").read_text().count("<polyline") == 2
+    setting = {"guidance_scale": 2.0, "temperature": 0.7, "top_k": 8}
+    assert programs["sweep"].shares(anymodal.from_pretrained("emoji"), setting, 4, 100) in found["rows"]

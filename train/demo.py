@@ -251,7 +251,7 @@ def encode(road: Road) -> None:
 
 
 def learn_all(road: Road) -> int:
-    """Train the unified model: drawing through codes, answering through the understanding path."""
+    """Train the unified model, which draws codes and reads pictures as codes."""
     import torch
 
     from anymodal.configuration import from_dict
