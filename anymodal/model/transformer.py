@@ -1,6 +1,6 @@
 """The early-fusion decoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,34 +13,53 @@ from torch import Tensor, nn
 from anymodal.model.cache import CacheStep
 from anymodal.model.config import TransformerConfig
 
+SHORT = 128  # tokens; among shorter documents one call of attention costs less than several
+
 
 @dataclass(frozen=True)
 class Segments:
     """Where the documents of a packed batch lie, so that attention runs a document at a time.
 
-    `gather[s, j]` is the flat position of token j of document s (repeated at its end up to the longest), and
-    `scatter[i]` the place of flat position i in the gathered documents.
+    Documents of like lengths make a group: only short ones pay for one that is more than twice as long. In a group,
+    `gather[s, j]` is the flat position of token j of document s, whose last one is repeated up to the longest of the
+    group; `scatter[i]` is the place of flat position i in the gathered documents of all groups.
     """
 
-    gather: Int[Tensor, "s l"]
+    gather: tuple[Tensor, ...]  # [s, l] each
     scatter: Int[Tensor, " bn"]
 
     @classmethod
     def of(cls, documents: Int[Tensor, "b n"]) -> "Segments":
-        """Find the documents; padding tokens (-1) form documents of one token."""
-        flat = documents.flatten().clone()
+        """Find the documents, on the host: an accelerator waits once for it. Padding (-1) is of none."""
+        flat = documents.flatten().cpu().clone()
         padding = flat < 0
-        flat[padding] = flat.max() + 1 + torch.arange(int(padding.sum()), device=flat.device)
+        flat[padding] = flat.max() + 1 + torch.arange(int(padding.sum()))
         _, counts = torch.unique_consecutive(flat, return_counts=True)
         starts = counts.cumsum(0) - counts
-        offsets = torch.arange(int(counts.max()), device=flat.device)
         real = ~padding[starts]
         starts, counts = starts[real], counts[real]
-        gather = starts[:, None] + torch.minimum(offsets[None], counts[:, None] - 1)
-        scatter = torch.zeros_like(flat)
-        valid = offsets[None] < counts[:, None]
-        scatter[gather[valid]] = torch.arange(gather.numel(), device=flat.device).view_as(gather)[valid]
-        return cls(gather=gather, scatter=scatter)
+        kinds = (counts.clamp(min=SHORT) - 1).float().log2().floor()
+        groups, scatter, place = list[Tensor](), torch.zeros_like(flat), 0
+        for kind in kinds.unique():
+            begins, sizes = starts[kinds == kind], counts[kinds == kind]
+            offsets = torch.arange(int(sizes.max()))
+            group = begins[:, None] + torch.minimum(offsets[None], sizes[:, None] - 1)
+            valid = offsets[None] < sizes[:, None]
+            scatter[group[valid]] = place + torch.arange(group.numel()).view_as(group)[valid]
+            groups.append(group.to(documents.device))
+            place += group.numel()
+        return cls(gather=tuple(groups), scatter=scatter.to(documents.device))
+
+    def gathered(self, x: Float[Tensor, "b n heads k"]) -> list[Tensor]:
+        """Return what stands at the places of every group, [s, l, heads, k] each."""
+        index = torch.cat([group.flatten() for group in self.gather])
+        flat = F.embedding(index, x.flatten(2).flatten(0, 1)).unflatten(-1, x.shape[2:])
+        parts = flat.split([group.numel() for group in self.gather])
+        return [part.unflatten(0, group.shape) for part, group in zip(parts, self.gather, strict=True)]
+
+    def scattered(self, groups: Sequence[Tensor]) -> Float[Tensor, "bn d"]:
+        """Put vectors of the tokens of every group, [s, l, d] each, where the tokens stand."""
+        return F.embedding(self.scatter, torch.cat([group.flatten(0, 1) for group in groups]))
 
 
 class HeadNorm(nn.Module):
@@ -91,9 +110,9 @@ class Attention(nn.Module):
             q, k, v = (proj(x).unflatten(-1, (-1, width)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(torch.cat((self.q_norm(q), self.k_norm(k)), dim=2), rotary).split(heads[:2], dim=2)
         if isinstance(context, Segments):
-            q, k, v = (
-                F.embedding(context.gather, t.flatten(2).flatten(0, 1)).unflatten(-1, (-1, width)) for t in (q, k, v)
-            )
+            groups = zip(*map(context.gathered, (q, k, v.to(q.dtype))), strict=True)
+            mixed = [self._mix(*(each.transpose(1, 2) for each in group)) for group in groups]
+            return self.o_proj(context.scattered(mixed).view(*x.shape[:2], -1).to(x.dtype))
         k, v = k.transpose(1, 2), v.to(q.dtype).transpose(1, 2)
         mask, causal = None, True
         if isinstance(context, CacheStep):
@@ -102,15 +121,23 @@ class Attention(nn.Module):
             out = None if self.attend is None else self.attend(q, k, v, context.places)
             if out is not None:
                 return self.o_proj(out.flatten(2).to(x.dtype))
+        return self.o_proj(self._mix(q.transpose(1, 2), k, v, mask, causal).to(x.dtype))
+
+    def _mix(
+        self,
+        q: Float[Tensor, "b heads n k"],
+        k: Float[Tensor, "b kv_heads m k"],
+        v: Float[Tensor, "b kv_heads m k"],
+        mask: Tensor | None = None,
+        causal: bool = True,
+    ) -> Float[Tensor, "b n d"]:
+        """Attend, within rows."""
         dropout = self.config.attention_dropout if self.training else 0.0
         grouped = self.config.num_kv_heads != self.config.num_heads
         mixed = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
         )
-        out = rearrange(mixed, "b heads n k -> b n (heads k)")
-        if isinstance(context, Segments):
-            out = F.embedding(context.scatter, out.flatten(0, 1)).view(*x.shape[:2], -1)
-        return self.o_proj(out.to(x.dtype))
+        return rearrange(mixed, "b heads n k -> b n (heads k)")
 
 
 class FeedForward(nn.Module):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anymodal.model import transformer
 from anymodal.model.cache import CacheStep, KVCache
 from anymodal.model.config import TransformerConfig
 from anymodal.model.transformer import Segments, Transformer, rotary_table, rotate
@@ -125,11 +126,15 @@ def test_equals_a_loop_over_heads_and_tokens(swin: bool, qk_norm: str) -> None:
     torch.testing.assert_close(model(x, positions_of(x))[0], expected, atol=1e-9, rtol=1e-9)
 
 
-def test_packed_documents_do_not_see_each_other() -> None:
+@pytest.mark.parametrize("short", [1, 2, 128])
+def test_packed_documents_do_not_see_each_other(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be they alone in a group with those of their length, or among others."""
+    monkeypatch.setattr(transformer, "SHORT", short)
     model = tiny()
     documents = torch.tensor([[0, 0, 0, 1, 1, -1], [2, 2, 2, 2, 3, 4]])
     positions = torch.tensor([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 0]])
     x = torch.randn(2, 6, 32, dtype=torch.float64)
+    assert len(Segments.of(documents).gather) == {1: 3, 2: 2, 128: 1}[short]
     packed = model(x, positions, Segments.of(documents))
     for number in range(5):
         inside = documents == number
