@@ -86,7 +86,8 @@ def test_scores_come_with_a_manifest_and_failures(
     assert manifest["settings"] == {
         "bench": "scenes", "concepts": 6, "names": "scenes", "count": 3, "seed": 1000, "data": None,
     }  # fmt: skip
-    assert Image.open(first / "failures.png").width > 2 * 128
+    with Image.open(first / "failures.png") as sheet:
+        assert sheet.width > 2 * 128
 
 
 def test_a_public_benchmark_is_a_bench(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
