@@ -200,10 +200,10 @@ def order_of(index: ShardIndex) -> list[int]:
 
 
 def measure(readers: Mapping[str, Reader], rounds: int) -> dict[str, list[float]]:
-    """Return the processor's seconds of every reader in every round, after one that is not counted."""
+    """Return the processor's seconds of every reader in every round, back and forth, after one that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in readers}
     for number in range(rounds + 1):
-        for name, reader in readers.items():
+        for name, reader in list(readers.items())[:: 1 if number % 2 else -1]:
             start = time.process_time()
             reader()
             if number:
