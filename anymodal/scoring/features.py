@@ -20,6 +20,7 @@ STAGES = ((1, 16, 1, 3, 1), (6, 24, 2, 3, 2), (6, 40, 2, 5, 2), (6, 80, 3, 3, 2)
 STEM, HEAD = 32, 1280
 TAPS = (0, 2, 4, 10)  # the last blocks at each of the finer resolutions: their maps make a perceptual loss
 MAPS_SIDE, FEATURES_SIDE = 128, 224
+CPU_BATCH, GPU_BATCH = 2, 64  # maps of more pictures are fresh memory each time, which costs a CPU more than the network
 
 
 class SameConv(nn.Conv2d):
@@ -118,13 +119,14 @@ def feature_maps() -> Callable[[Float[Tensor, "b 3 h w"]], list[Tensor]]:
 
 
 @torch.no_grad()
-def features(images: Float[Tensor, "b 3 h w"], batch_size: int = 32) -> Float[Tensor, "b 1280"]:
+def features(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1280"]:
     """Return the features of pictures with pixels in [-1, 1].
 
     Raises:
         ValueError: the package with the weights is not installed.
     """
     network = _network(str(images.device))
+    batch_size = CPU_BATCH if images.device.type == "cpu" else GPU_BATCH
     found = [network.features(_enlarged(part.float(), FEATURES_SIDE)) for part in images.split(batch_size)]
     return torch.cat(found) if found else images.new_zeros(0, HEAD)
 
