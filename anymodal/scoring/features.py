@@ -20,7 +20,7 @@ STAGES = ((1, 16, 1, 3, 1), (6, 24, 2, 3, 2), (6, 40, 2, 5, 2), (6, 80, 3, 3, 2)
 STEM, HEAD = 32, 1280
 TAPS = (0, 2, 4, 10)  # the last blocks at each of the finer resolutions: their maps make a perceptual loss
 MAPS_SIDE, FEATURES_SIDE = 128, 224
-CPU_BATCH, GPU_BATCH = 2, 64  # maps of more pictures are fresh memory each time, which costs a CPU more than the network
+CPU_BATCH, GPU_BATCH = 2, 64  # fresh memory for the maps of more pictures costs a CPU more than the network does
 
 
 class SameConv(nn.Conv2d):
