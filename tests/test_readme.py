@@ -89,7 +89,7 @@ def test_python_of_the_page_about_sampling_runs(root: Path, here: Path, capsys: 
     assert len(names["pictures"]) == 2  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("page", ["docs/published.md", "anymodal/models/emoji/README.md"])
+@pytest.mark.parametrize("page", ["docs/published.md", "docs/scoring.md", "anymodal/models/emoji/README.md"])
 def test_commands_of_other_pages_are_understood(root: Path, page: str) -> None:
     found = commands(root, page)
     assert len(found) > 3

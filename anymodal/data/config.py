@@ -10,6 +10,7 @@ class DataConfig:
     Args:
         train: shard patterns, as open_clip writes them ("train-{000..010}.tar"), or addresses of remote ones
             ("s3://bucket/train-{000..010}.tar") that fsspec can read.
+        ratios: shares of the patterns in train ("a::b" holds two) in every step; empty for by how much they hold.
         held_out: shards of the validation losses; empty for none.
         codes: folder of records with the codes of these shards (`anymodal tokenizers codes --form records`);
             empty where the shards hold their codes themselves.
@@ -22,6 +23,7 @@ class DataConfig:
     """
 
     train: str
+    ratios: tuple[float, ...] = ()
     held_out: str = ""
     codes: str = ""
     index_folder: str | None = None
@@ -30,3 +32,15 @@ class DataConfig:
     cache_shards: int = 16
     num_workers: int = 1
     worker_timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Check that every pattern of train has its ratio."""
+        object.__setattr__(self, "ratios", tuple(self.ratios))
+        patterns = [pattern for pattern in self.train.split("::") if pattern]
+        if self.ratios and len(self.ratios) != len(patterns):
+            raise ValueError(
+                f"ratios must be as many as the patterns of train, got {len(self.ratios)} for {len(patterns)}; "
+                'part the patterns with "::".'
+            )
+        if not all(0 < ratio < float("inf") for ratio in self.ratios):
+            raise ValueError(f"ratios must be numbers above 0, got {list(self.ratios)}; leave out what is not wanted.")

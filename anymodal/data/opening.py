@@ -2,12 +2,35 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from anymodal.data.config import DataConfig
 from anymodal.data.index import Need, ShardIndex
 from anymodal.data.remote import ShardCache
 from anymodal.data.shards import expand
+
+
+@dataclass(frozen=True)
+class Part:
+    """Hold what one pattern names of an index: its first sample, the sizes of its shards, its share of every step."""
+
+    start: int
+    shard_sizes: tuple[int, ...]
+    ratio: float = 1.0
+
+
+def parts_of(data: DataConfig, index: ShardIndex) -> tuple[Part, ...]:
+    """Return what every pattern of `data.train` names of its index; all as one part where there are no ratios."""
+    if not data.ratios:
+        return (Part(0, index.shard_sizes),)
+    counts = [len(expand(pattern)) for pattern in data.train.split("::") if pattern]
+    ends = list(accumulate(counts))
+    return tuple(
+        Part(sum(index.shard_sizes[: end - count]), index.shard_sizes[end - count : end], ratio)
+        for count, end, ratio in zip(counts, ends, data.ratios, strict=True)
+    )
 
 
 def open_shards(

@@ -140,7 +140,8 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
     twice = [shard for shard, before in zip(sorted(shards)[1:], sorted(shards), strict=False) if shard == before]
     if twice:
         raise ValueError(
-            f"a shard may be named once, {twice[0]} is named again; use a source's ratio to see it more often"
+            f"a shard may be named once, {twice[0]} is named again; to see it more often give it a pattern of its own, "
+            "and that a larger share of data.ratios"
         )
     return shards
 

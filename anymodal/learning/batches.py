@@ -1,7 +1,7 @@
 """Batches by step number: step k is a pure function of (seed, k, rank, plan)."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from anymodal.configuration import to_dict
 from anymodal.data.index import BadSample, ShardIndex
 from anymodal.data.keyed import KeyedRandom
+from anymodal.data.opening import Part
 from anymodal.data.order import Order, Slot, Source
 from anymodal.data.packing import pack
 from anymodal.data.samples import CODES, Reading, UnfitSample, document_of, pixels_of
@@ -26,6 +27,18 @@ from anymodal.tokens.vocabulary import Vocabulary
 
 class Skipped(Counter[str]):
     """Counts, by reason, of samples that were skipped; every one left its slot empty."""
+
+
+def order_of(shares: Mapping[str, float], parts: Sequence[Part], order: Mapping[str, int]) -> Order:
+    """Order the samples of every task in every part of the shards; `order` is as for `DocumentBatches`."""
+    sources = [
+        Source(name=task if len(parts) == 1 else f"{task} {n}", shard_sizes=part.shard_sizes, ratio=share * part.ratio)
+        for task, share in shares.items()
+        for n, part in enumerate(parts)
+    ]
+    return Order(
+        sources, batch_size=order["batch_size"], seed=order["seed"], cache_shards=order.get("cache_shards", 16)
+    )
 
 
 class StepBatches(Dataset[Any]):
@@ -43,7 +56,8 @@ class StepBatches(Dataset[Any]):
 class DocumentBatches(StepBatches):
     """The packed batch of every step, made of the tasks of a stage.
 
-    All tasks read the same shards, each in an order of its own. A sample that turns out bad leaves its slot empty.
+    All tasks read the same shards, each part of them in an order of its own. A sample that turns out bad leaves its
+    slot empty.
     """
 
     def __init__(
@@ -54,6 +68,7 @@ class DocumentBatches(StepBatches):
         reading: Reading,
         stage: StageConfig,
         order: Mapping[str, int],
+        parts: Sequence[Part] = (),
         rank: tuple[int, int] = (0, 1),
     ) -> None:
         """Prepare the order; `order` holds seed, batch_size, steps and cache_shards."""
@@ -61,10 +76,8 @@ class DocumentBatches(StepBatches):
         self.index, self.encoder, self.reading, self.stage = index, encoder, reading, stage
         shares: dict[str, float] = to_dict(stage.ratios)
         self.tasks = [task for task, share in shares.items() if share > 0]
-        sources = [Source(name=task, shard_sizes=index.shard_sizes, ratio=shares[task]) for task in self.tasks]
-        self.order = Order(
-            sources, batch_size=order["batch_size"], seed=order["seed"], cache_shards=order.get("cache_shards", 16)
-        )
+        self.parts = tuple(parts) or (Part(0, index.shard_sizes),)
+        self.order = order_of({task: shares[task] for task in self.tasks}, self.parts, order)
         self.seed, self.random = order["seed"], KeyedRandom()
 
     def __getitem__(self, step: int) -> Batch:
@@ -85,9 +98,10 @@ class DocumentBatches(StepBatches):
 
     def _sequence(self, slot: Slot) -> TokenSequence | None:
         random = self.random.at((self.seed, slot.source), (slot.epoch, slot.sample))
+        task, part = divmod(slot.source, len(self.parts))
         try:
-            sample = self.index.read(slot.sample)
-            document = document_of(sample, self.tasks[slot.source], self.reading, random)
+            sample = self.index.read(self.parts[part].start + slot.sample)
+            document = document_of(sample, self.tasks[task], self.reading, random)
         except (BadSample, UnfitSample) as error:
             self.skipped[error.reason] += 1
             return None
@@ -99,22 +113,28 @@ class PictureBatches(StepBatches):
     """The pictures of every step, for image tokenizers."""
 
     def __init__(
-        self, index: ShardIndex, *, size: int, order: Mapping[str, int], rank: tuple[int, int] = (0, 1)
+        self,
+        index: ShardIndex,
+        *,
+        size: int,
+        order: Mapping[str, int],
+        parts: Sequence[Part] = (),
+        rank: tuple[int, int] = (0, 1),
     ) -> None:
         """Prepare the order; `order` holds seed, batch_size, steps and cache_shards."""
         super().__init__(order["steps"], rank)
         self.index, self.size = index, size
-        source = Source(name="pictures", shard_sizes=index.shard_sizes, ratio=1.0)
-        self.order = Order(
-            [source], batch_size=order["batch_size"], seed=order["seed"], cache_shards=order.get("cache_shards", 16)
-        )
+        self.parts = tuple(parts) or (Part(0, index.shard_sizes),)
+        self.order = order_of({"pictures": 1.0}, self.parts, order)
 
     def __getitem__(self, step: int) -> Float[Tensor, "b 3 h w"]:
         """Return the pictures of a step, pixels in [-1, 1]."""
         pictures = []
         for slot in self.order.step(step, rank=self.rank[0], world=self.rank[1]):
             try:
-                pictures.append(pixels_of(self.index.read(slot.sample), self.size, "crop"))
+                pictures.append(
+                    pixels_of(self.index.read(self.parts[slot.source].start + slot.sample), self.size, "crop")
+                )
             except (BadSample, UnfitSample) as error:
                 self.skipped[error.reason] += 1
         if not pictures:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anymodal.data.config import DataConfig
-from anymodal.data.opening import open_shards
+from anymodal.data.opening import open_shards, parts_of
 from anymodal.data.progress import track
 from anymodal.learning.batches import PictureBatches, StepData
 from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunConfig
@@ -90,6 +90,8 @@ def _check(run: RunConfig) -> None:
 
 
 def _pictures(data: DataConfig, shards: str, size: int, run: RunConfig) -> PictureBatches:
-    index = open_shards(data, shards, needs=("picture",), progress=partial(track, what="index"))
+    index = open_shards(
+        data, shards, needs=("picture",), progress=partial(track, what="index"), orders=max(1, len(data.ratios))
+    )
     order = {"batch_size": run.batch_size, "seed": run.seed, "steps": run.steps, "cache_shards": data.cache_shards}
-    return PictureBatches(index, size=size, order=order)
+    return PictureBatches(index, size=size, order=order, parts=parts_of(data, index) if shards == data.train else ())

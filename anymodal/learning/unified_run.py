@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from anymodal.data.config import DataConfig
-from anymodal.data.opening import open_shards
+from anymodal.data.opening import open_shards, parts_of
 from anymodal.data.progress import track
 from anymodal.data.samples import Reading, codes_of, fingerprints_of
 from anymodal.learning.batches import DocumentBatches, StepData, check_codes
@@ -85,7 +85,7 @@ def document_batches(
         shards,
         fingerprint=parts.image_tokenizer.fingerprint,
         progress=partial(track, what="index"),
-        orders=sum(share > 0 for share in vars(stage.ratios).values()),
+        orders=sum(share > 0 for share in vars(stage.ratios).values()) * max(1, len(data.ratios)),
     )
     understanding = parts.model.config.understanding
     reading = Reading(
@@ -103,6 +103,7 @@ def document_batches(
         reading=reading,
         stage=stage,
         order={"batch_size": run.batch_size, "seed": run.seed, "steps": run.steps, "cache_shards": data.cache_shards},
+        parts=parts_of(data, index) if shards == data.train else (),
     )
 
 

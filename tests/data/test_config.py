@@ -12,3 +12,11 @@ def test_shards_are_needed() -> None:
     missing: dict[str, Any] = {}
     with pytest.raises(ValueError, match="lacks train"):
         from_dict(DataConfig, missing, "data")
+
+
+def test_every_pattern_has_its_ratio() -> None:
+    assert from_dict(DataConfig, {"train": "a.tar::b.tar", "ratios": [1, 0.5]}).ratios == (1, 0.5)
+    with pytest.raises(ValueError, match="as many as the patterns of train, got 2 for 1; part"):
+        DataConfig(train="a.tar", ratios=(1.0, 2.0))
+    with pytest.raises(ValueError, match=r"ratios must be numbers above 0, got \[1.0, 0.0\]"):
+        DataConfig(train="a.tar::b.tar", ratios=(1.0, 0.0))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from anymodal.data.index import BadSample, ShardIndex
+from anymodal.data.opening import Part
 from anymodal.data.samples import Reading
 from anymodal.data.shards import Sample, write_shards
 from anymodal.learning.batches import Deliveries, DocumentBatches, PictureBatches, StepData, StepSampler, check_codes
@@ -46,6 +47,29 @@ def test_a_step_is_the_same_in_another_process(toy: Any) -> None:
     assert there == here[::-1]
     assert len(set(here)) == 6
     assert len(pictures) == 5
+
+
+def test_parts_of_the_shards_keep_theirs(toy: Any) -> None:
+    sizes = make(toy).index.shard_sizes
+    first = Part(0, sizes[:1], ratio=1.0)
+    rest = Part(sizes[0], sizes[1:], ratio=4.0)
+    parts = toy.parts()
+    batches = DocumentBatches(
+        ShardIndex.open(toy.coded),
+        encoder=parts.encoder(),
+        reading=Reading(fingerprint=parts.image_tokenizer.fingerprint, look_size=16),
+        stage=StageConfig(seq_len=256),
+        order={**ORDER, "batch_size": 10},
+        parts=(first, rest),
+    )
+    slots = [slot for step in range(5) for slot in batches.slots(step)]
+    assert [sum(slot.source == i for slot in slots) for i in range(6)] == [5, 20, 4, 16, 1, 4]
+    assert batches[0].ids.shape == make(toy, batch_size=10)[0].ids.shape
+    pictures = PictureBatches(ShardIndex.open(toy.plain), size=16, order=ORDER, parts=(rest,))
+    seen = {digest(pictures, step) for step in range(5)}
+    assert seen.isdisjoint(digest(PictureBatches(pictures.index, size=16, order=ORDER), step) for step in range(5))
+    read = [rest.start + slot.sample for step in range(5) for slot in pictures.order.step(step)]
+    assert min(read) >= sizes[0]
 
 
 def test_tasks_keep_their_ratios(toy: Any) -> None:
