@@ -78,7 +78,7 @@ def main(
 def check(bench: str, data: Path | None, out: Path | None, sheet: Path | None) -> None:
     """See before the work that its results can be written."""
     from anymodal.scoring.bench import BENCHES
-    from anymodal.scoring.public import PUBLIC
+    from anymodal.scoring.public.table import PUBLIC
 
     if bench not in ("all", *BENCHES, *PUBLIC):
         raise ValueError(f"bench must be all or one of {', '.join((*BENCHES, *PUBLIC))}, got {bench!r}.")
@@ -116,7 +116,7 @@ def public(
 ) -> "Iterator[Table]":  # fmt: skip
     """Run a public benchmark; one that draws has scores once its authors' evaluator has judged the pictures."""
     from anymodal.scoring.bench import Table
-    from anymodal.scoring.public import PUBLIC, score_public
+    from anymodal.scoring.public.table import PUBLIC, score_public
 
     assert data is not None, "a public benchmark was checked to have data"
     assert out is not None, "a public benchmark was checked to have a file of results"

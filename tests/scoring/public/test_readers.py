@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from anymodal.scoring.readers import (
+from anymodal.scoring.public.readers import (
     read_choices,
     read_mathvista,
     read_mme,

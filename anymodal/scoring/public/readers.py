@@ -1,6 +1,6 @@
 """Questions of public benchmarks from the files that their authors distribute.
 
-Every reader takes a file or a folder as it was fetched; which, `anymodal.scoring.public` lists.
+Every reader takes a file or a folder as it was fetched; which, `anymodal.scoring.public.table` lists.
 """
 
 import ast
@@ -13,8 +13,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from anymodal.scoring.entries import Entry, find_file, read_lines, read_objects, read_table
-from anymodal.scoring.questions import Question, Source, find_picture, lettered
+from anymodal.scoring.public.entries import Entry, find_file, read_lines, read_objects, read_table
+from anymodal.scoring.public.questions import Question, Source, find_picture, lettered
 
 MME_TASKS = {
     "perception": (

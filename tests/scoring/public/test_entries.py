@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from anymodal.scoring.entries import find_file, read_lines, read_objects, read_table, spaced
+from anymodal.scoring.public.entries import find_file, read_lines, read_objects, read_table, spaced
 
 
 def test_lines_objects_and_tables_tell_where_they_stand(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from functools import partial
 from pathlib import Path
 
 from anymodal.pipeline import Pipeline
-from anymodal.scoring import dpg, geneval, readers, submissions
-from anymodal.scoring.answering import By, answer_all
-from anymodal.scoring.mathvista import score_mathvista
-from anymodal.scoring.metrics import score_choices, score_mme, score_ocrbench, score_pope
-from anymodal.scoring.mmmu import score_mmmu
-from anymodal.scoring.questions import Question, spread
+from anymodal.scoring.public import dpg, geneval, readers, submissions
+from anymodal.scoring.public.answering import By, answer_all
+from anymodal.scoring.public.mathvista import score_mathvista
+from anymodal.scoring.public.metrics import score_choices, score_mme, score_ocrbench, score_pope
+from anymodal.scoring.public.mmmu import score_mmmu
+from anymodal.scoring.public.questions import Question, spread
+from anymodal.scoring.public.resuming import claim, made_with
 from anymodal.scoring.report import Score
-from anymodal.scoring.resuming import claim, made_with
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from anymodal.data.pictures import decode_picture
-from anymodal.scoring.entries import spaced
+from anymodal.scoring.public.entries import spaced
 from anymodal.tokens.parts import Part
 
 Source = Path | bytes

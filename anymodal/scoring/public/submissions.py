@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anymodal.scoring.mathvista import extract
-from anymodal.scoring.mmmu import mmmu_answers
-from anymodal.scoring.questions import Question
+from anymodal.scoring.public.mathvista import extract
+from anymodal.scoring.public.mmmu import mmmu_answers
+from anymodal.scoring.public.questions import Question
 
 
 def write_pope(questions: Sequence[Question], answers: Sequence[str], folder: Path) -> None:

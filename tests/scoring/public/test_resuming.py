@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from anymodal.pipeline import Pipeline
-from anymodal.scoring.resuming import claim, made_with
+from anymodal.scoring.public.resuming import claim, made_with
 
 
 def test_results_of_another_model_or_seed_are_refused(tmp_path: Path, toy: Any) -> None:

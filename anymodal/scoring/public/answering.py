@@ -9,7 +9,7 @@ from typing import Literal, Unpack
 from anymodal.data.progress import track
 from anymodal.decoding.config import Options
 from anymodal.pipeline import Pipeline
-from anymodal.scoring.questions import Question
+from anymodal.scoring.public.questions import Question
 from anymodal.tokens.parts import Part
 
 By = Literal["generation", "likelihood"]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from anymodal.pipeline import Pipeline
-from anymodal.scoring.geneval import draw_geneval, score_geneval
+from anymodal.scoring.public.geneval import draw_geneval, score_geneval
 
 PROMPTS = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from math import prod
 
 from anymodal.scoring.answers import is_right
-from anymodal.scoring.questions import Question, by_group
-from anymodal.scoring.readers import MME_TASKS
+from anymodal.scoring.public.questions import Question, by_group
+from anymodal.scoring.public.readers import MME_TASKS
 from anymodal.scoring.report import Score
 
 RECOGNITION = (

@@ -2,8 +2,8 @@ import csv
 import json
 from pathlib import Path
 
-from anymodal.scoring import submissions
-from anymodal.scoring.questions import Question, lettered
+from anymodal.scoring.public import submissions
+from anymodal.scoring.public.questions import Question, lettered
 
 OPTIONS = lettered(["a dog", "a cat"])
 

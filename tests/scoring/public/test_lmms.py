@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from anymodal.pipeline import Pipeline
-from anymodal.scoring import lmms
+from anymodal.scoring.public import lmms
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from anymodal.data.progress import track
 from anymodal.decoding.config import Options
 from anymodal.pipeline import from_pretrained
-from anymodal.scoring.answering import write_text
+from anymodal.scoring.public.answering import write_text
 from anymodal.tokens.parts import Part
 
 PLACE = "<image>"

@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from anymodal.scoring.questions import Question, by_group
+from anymodal.scoring.public.questions import Question, by_group
 from anymodal.scoring.report import Score
 
 SUBJECTS = {

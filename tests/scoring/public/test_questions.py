@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from anymodal.scoring.questions import Question, by_group, find_picture, lettered, spread
+from anymodal.scoring.public.questions import Question, by_group, find_picture, lettered, spread
 
 
 def test_a_document_reads_its_pictures(tmp_path: Path) -> None:

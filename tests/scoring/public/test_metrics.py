@@ -1,6 +1,6 @@
 import pytest
 
-from anymodal.scoring.metrics import (
+from anymodal.scoring.public.metrics import (
     letter_of,
     mme_says,
     ocrbench_is_right,
@@ -10,7 +10,7 @@ from anymodal.scoring.metrics import (
     score_ocrbench,
     score_pope,
 )
-from anymodal.scoring.questions import Question, lettered
+from anymodal.scoring.public.questions import Question, lettered
 
 
 @pytest.mark.parametrize(

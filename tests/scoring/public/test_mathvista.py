@@ -1,7 +1,7 @@
 import pytest
 
-from anymodal.scoring.mathvista import extract, normalise, score_mathvista
-from anymodal.scoring.questions import Question, lettered
+from anymodal.scoring.public.mathvista import extract, normalise, score_mathvista
+from anymodal.scoring.public.questions import Question, lettered
 
 CHOICE = Question("1", (), ("145°",), lettered(["140°", "145°"]), row={"answer_type": "text"})
 WHOLE = Question("2", (), ("4",), row={"answer_type": "integer"})

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from anymodal.pipeline import Pipeline
-from anymodal.scoring.public import PUBLIC, AskingBench, DrawingBench, score_public
+from anymodal.scoring.public.table import PUBLIC, AskingBench, DrawingBench, score_public
 
 
 @pytest.fixture(scope="module")

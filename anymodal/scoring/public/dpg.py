@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from anymodal.pipeline import Pipeline
-from anymodal.scoring.drawing import Wanted, draw_missing
-from anymodal.scoring.entries import spaced
+from anymodal.scoring.public.drawing import Wanted, draw_missing
+from anymodal.scoring.public.entries import spaced
 from anymodal.scoring.report import Score
 
 NUM_IMAGES = 4  # a prompt, as the authors draw

@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from anymodal.scoring.mmmu import SUBJECTS, mmmu_answers, mmmu_letter, open_is_right, score_mmmu
-from anymodal.scoring.questions import Question, lettered
+from anymodal.scoring.public.mmmu import SUBJECTS, mmmu_answers, mmmu_letter, open_is_right, score_mmmu
+from anymodal.scoring.public.questions import Question, lettered
 
 FOUR = Question("validation_Art_1", (), ("B",), lettered(["red", "a blue sky", "green", "grey"]), group="Art")
 

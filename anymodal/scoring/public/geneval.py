@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from anymodal.pipeline import Pipeline
-from anymodal.scoring.drawing import Wanted, draw_missing
-from anymodal.scoring.entries import Entry, find_file, read_lines, spaced
+from anymodal.scoring.public.drawing import Wanted, draw_missing
+from anymodal.scoring.public.entries import Entry, find_file, read_lines, spaced
 from anymodal.scoring.report import Score
 
 NUM_IMAGES = 4  # a prompt, as the authors draw

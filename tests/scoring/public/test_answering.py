@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from anymodal.pipeline import Pipeline
-from anymodal.scoring.answering import BATCH, answer_all, write_text
-from anymodal.scoring.questions import Question, lettered
+from anymodal.scoring.public.answering import BATCH, answer_all, write_text
+from anymodal.scoring.public.questions import Question, lettered
 
 
 class Parrot(Pipeline):

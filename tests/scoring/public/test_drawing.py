@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from anymodal.pipeline import Pipeline
-from anymodal.scoring.drawing import BATCH, Wanted, draw_missing, grid
+from anymodal.scoring.public.drawing import BATCH, Wanted, draw_missing, grid
 
 
 class Painter(Pipeline):

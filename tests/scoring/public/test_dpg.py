@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from anymodal.pipeline import Pipeline
-from anymodal.scoring.dpg import draw_dpg, picture_width, score_dpg
+from anymodal.scoring.public.dpg import draw_dpg, picture_width, score_dpg
 
 RESULTS = """pictures/a, b.png, 0.5, 1.0, 0.75
 pictures/2.png, 0.25, 0.25, 0.25

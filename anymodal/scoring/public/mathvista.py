@@ -7,8 +7,8 @@ the option that is named, takes its place, so figures of long answers are not th
 import re
 from collections.abc import Sequence
 
-from anymodal.scoring.metrics import letter_of
-from anymodal.scoring.questions import Question, by_group
+from anymodal.scoring.public.metrics import letter_of
+from anymodal.scoring.public.questions import Question, by_group
 from anymodal.scoring.report import Score
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks that others publish, read and written in their authors' files."""
