@@ -1,7 +1,12 @@
-"""Train an image tokenizer on the pictures of shards.
+r"""Train an image tokenizer on the pictures of shards.
 
     anymodal tokenizers image --config configs/emoji/image_tokenizer.yaml
     anymodal tokenizers image --data.train "data/train-{000000..000003}.tar" --out runs/tokenizer --losses.size 256
+    anymodal tokenizers image --start runs/tokenizer/image_tokenizer --losses.trains decoder --data.train data/mine \
+        --out runs/redrawn
+
+With --start a trained one goes on, and with --losses.trains decoder its pictures keep their codes: shards of codes and
+models that learned from them stay good.
 
 The best tokenizer (by its loss on --data.held_out, where given) is in OUT/image_tokenizer; checkpoints, logs and
 pictures (real above reconstructed) stand beside it. Ctrl-C saves; the same command resumes.
@@ -18,6 +23,7 @@ def main(
     *,
     out: Path,
     data: DataConfig,
+    start: Path | None = None,
     tokenizer: ImageTokenizerConfig = ImageTokenizerConfig(),
     losses: ImageObjectiveConfig = ImageObjectiveConfig(),
     optimizer: OptimizerConfig = OptimizerConfig(),
@@ -28,6 +34,7 @@ def main(
     Args:
         out: folder of the run.
         data: shards to train on.
+        start: folder of the image tokenizer to start from, which brings its shape; null starts from nothing.
         tokenizer: shape of the tokenizer.
         losses: what it minimises.
         optimizer: how it learns.
@@ -42,8 +49,12 @@ def main(
     from anymodal.learning.image_run import train_image_tokenizer
     from anymodal.tokens.image import ImageTokenizer
 
+    if start is not None and tokenizer != ImageTokenizerConfig():
+        raise ValueError(f"the shape of the tokenizer comes from --start {start}; leave the options tokenizer.* out.")
+    if start is None and losses.trains == "decoder":
+        raise ValueError("losses.trains decoder needs a trained tokenizer whose codes stay; name it with --start.")
     torch.manual_seed(run.seed)
-    built = ImageTokenizer(tokenizer)
+    built = ImageTokenizer(tokenizer) if start is None else ImageTokenizer.from_pretrained(start).train()
     shown = open_shards(data, data.held_out or data.train, needs=("picture",))
     real = torch.stack([pixels_of(shown.read(i), losses.size, "crop") for i in range(min(12, len(shown)))])
 

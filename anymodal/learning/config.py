@@ -151,6 +151,7 @@ class ImageObjectiveConfig:
 
     Args:
         size: side in pixels of the training pictures.
+        trains: all of a tokenizer, or the decoder alone, so that pictures keep their codes.
         l1_weight: weight of the absolute error.
         l2_weight: weight of the squared error.
         codebook_weight: weight of the quantizer's own loss.
@@ -161,6 +162,7 @@ class ImageObjectiveConfig:
     """
 
     size: int = 64
+    trains: Literal["all", "decoder"] = "all"
     l1_weight: float = 1.0
     l2_weight: float = 1.0
     codebook_weight: float = 1.0

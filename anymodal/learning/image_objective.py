@@ -91,7 +91,9 @@ class ImageTokenizerObjective(Objective):
         """
         super().__init__(optimizer, run)
         self.tokenizer, self.losses = tokenizer, losses
-        self.features = features
+        self.features, self.learns_codes = features, losses.trains == "all"
+        if not self.learns_codes:
+            tokenizer.keep_codes()
         if losses.perceptual_weight and features is None:
             raise ValueError("perceptual_weight needs features: install the extra with `pip install anymodal[test]`.")
         self.discriminator = PatchDiscriminator() if losses.adversarial_weight else None
@@ -131,7 +133,7 @@ class ImageTokenizerObjective(Objective):
         self.codebook_before = {name: each.detach().clone() for name, each in self.tokenizer.quantizer.named_buffers()}
         if self.global_step % REVIVE_EVERY == 0:
             self._revive(batch)
-        result = self.tokenizer(batch)
+        result = self.tokenizer(batch) if self.learns_codes else self.tokenizer.redraw(batch)
         loss = self._reconstruction(batch, result.pixels) + self.losses.codebook_weight * result.codebook_loss
         self._log_step(batch, result.pixels, result.codes)
         self.log("train_loss", loss.detach(), prog_bar=True, sync_dist=True)
@@ -155,7 +157,7 @@ class ImageTokenizerObjective(Objective):
     def _revive(self, batch: Float[Tensor, "b 3 h w"]) -> None:
         """Put the vectors of dead codes where latents are; codebooks that are moving averages do so themselves."""
         quantizer, dead = self.tokenizer.quantizer, self.usage.dead
-        if not (quantizer.revives and self.usage.settled and bool(dead.any())):
+        if not (self.learns_codes and quantizer.revives and self.usage.settled and bool(dead.any())):
             return
         vectors = quantizer.project_in(flatten_grid(self.tokenizer.encoder(batch))).float().flatten(0, 1)
         chosen = vectors[torch.randint(len(vectors), (int(dead.sum()),), device=vectors.device)]

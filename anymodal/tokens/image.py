@@ -19,6 +19,7 @@ from anymodal.tokens.quantizer import Quantizer, flatten_grid
 from anymodal.tokens.weights import load_weights, read_json, save_weights, write_json
 
 Coder = TypeVar("Coder", bound=nn.Module)
+DECODING = ("decoder.", "quantizer.project_out.")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,18 @@ class ImageTokenizer(nn.Module):
         decoded = self.decoder(rearrange(quantized.latents, "b (rows columns) c -> b c rows columns", rows=rows))
         codes = rearrange(quantized.codes, "b (rows columns) -> b rows columns", rows=rows)
         return Reconstruction(pixels=decoded.float(), codes=codes, codebook_loss=quantized.loss)
+
+    def keep_codes(self) -> None:
+        """Let nothing learn but what decodes: pictures keep their codes, and codes in shards stay true."""
+        for part in (self.encoder, self.quantizer.project_in, self.quantizer.codebook):
+            part.requires_grad_(False)
+
+    def redraw(self, pixels: Float[Tensor, "b 3 h w"]) -> Reconstruction:
+        """Reconstruct pixels in [-1, 1] with gradients of what decodes alone."""
+        codes = self.encode(pixels)
+        latents = self.quantizer.look_up(codes.flatten(1))
+        decoded = self.decoder(rearrange(latents, "b (rows columns) c -> b c rows columns", rows=codes.shape[1]))
+        return Reconstruction(pixels=decoded.float(), codes=codes, codebook_loss=decoded.new_zeros(()).float())
 
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b rows columns"]:
@@ -140,11 +153,12 @@ class ImageTokenizer(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits over configuration and weights: which codes mean what."""
+        """Sixteen hexadecimal digits over what makes the codes of a picture: decoders may differ, or not be there."""
         digest = hashlib.sha256(json.dumps(_meaning(self.config), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            if not name.startswith(DECODING):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -211,7 +225,7 @@ def _meaning(config: Any) -> dict[str, Any]:
     """Return a configuration as plain data, without later fields that say nothing new."""
     values = {each.name: getattr(config, each.name) for each in fields(config)}
     silent = {each.name for each in fields(config) if each.metadata.get("later") and values[each.name] == each.default}
-    told = {name: value for name, value in values.items() if name not in silent}
+    told = {name: value for name, value in values.items() if name not in silent and name != "has_decoder"}
     return {name: _meaning(value) if is_dataclass(value) else to_dict(value) for name, value in told.items()}
 
 
