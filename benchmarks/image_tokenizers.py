@@ -89,7 +89,7 @@ def reconstruction(work: Path, folder: str, size: int) -> dict[str, Any]:
     """Score a trained tokenizer on emoji and scenes that it never saw, at the size that it learned."""
     tokenizer = ImageTokenizer.from_pretrained(work / folder / "image_tokenizer").eval()
     scenes = scene_samples("held-out", count=SCORED_SCENES, seed=7)
-    kinds = {"emoji": [*emoji_samples("held-out")], "scenes": [*scenes]}
+    kinds = {"kept_emoji": [*emoji_samples("held-out")], "kept_scenes": [*scenes]}
     return {kind: asdict(measure(tokenizer, pixels_of(samples, size))) for kind, samples in kinds.items()}
 
 
@@ -105,8 +105,9 @@ def draw_with(work: Path, folder: str, size: int, steps: int) -> dict[str, Any]:
     if not (work / codes / "held-out").exists():
         encode_scenes(work, image_tokenizer, codes, size=size)
     options = [
-        "--run.steps", str(steps), "--model.transformer.max_seq_len", str(SEQ_LEN),
-        "--stage.seq_len", str(SEQ_LEN), "--stage.ratios", "{draw: 1.0, answer: 0.0, describe: 0.0, text: 0.0}",
+        "--run.steps", str(steps), "--model.heads", "shared", "--model.understanding", "null",
+        "--model.transformer.max_seq_len", str(SEQ_LEN), "--stage.seq_len", str(SEQ_LEN),
+        "--stage.ratios", "{draw: 1.0, answer: 0.0, describe: 0.0, text: 0.0}",
     ]  # fmt: skip
     seconds = learn(work, f"{folder}/drawing", codes, image_tokenizer, options)
     pipe = anymodal.from_pretrained(work / folder / "drawing" / "model")
@@ -138,7 +139,7 @@ def table(found: dict[str, Any]) -> str:
 
         def both(key: str, form: str, row: dict[str, Any] = row) -> str:
             return " / ".join(
-                "" if row[kind][key] is None else f"{row[kind][key]:{form}}" for kind in ("emoji", "scenes")
+                "" if row[kind][key] is None else f"{row[kind][key]:{form}}" for kind in ("kept_emoji", "kept_scenes")
             )
 
         cells = [

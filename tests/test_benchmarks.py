@@ -14,7 +14,7 @@ from anymodal.__main__ import main
 from anymodal.learning.config import Ratios, RunConfig, StageConfig
 
 NAMES = ("sampling", "peers", "ours", "figures", "speculation", "training", "loading", "costs", "trials",
-         "designs", "image_tokenizers", "sweep")  # fmt: skip
+         "designs", "image_tokenizers", "sweep", "card")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,9 @@ def quick(programs: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(programs["image_tokenizers"], "program", program)
     page = tmp_path / "model.md"
     page.write_text(
-        "".join(f"<!-- {name}:begin --><!-- {name}:end -->" for name in ("designs", "image_tokenizers", "sweep"))
+        "".join(
+            f"<!-- {name}:begin --><!-- {name}:end -->" for name in ("designs", "image_tokenizers", "sweep", "card")
+        )
     )
     yield ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "found.json"), "--readme", str(page)]
     monkeypatch.chdir(tmp_path)
@@ -227,7 +229,7 @@ def test_image_tokenizers_are_scored_and_drawn_with(
     trials = json.loads((tmp_path / "found.json").read_text())["trials"]
     assert [trial["size"] for trial in trials] == [64, 72]
     for trial in trials:
-        for kind in ("emoji", "scenes"):
+        for kind in ("kept_emoji", "kept_scenes"):
             assert trial[kind]["psnr"] > 5
             assert 1 <= trial[kind]["perplexity"] <= 4096
         assert 0 <= trial["scenes"] <= 1
@@ -247,3 +249,17 @@ def test_a_sweep_finds_the_best_setting(
     assert (tmp_path / "sweep.svg").read_text().count("<polyline") == 2
     setting = {"guidance_scale": 2.0, "temperature": 0.7, "top_k": 8}
     assert programs["sweep"].shares(anymodal.from_pretrained("emoji"), setting, 4, 100) in found["rows"]
+
+
+def test_the_card_shows_what_was_scored(programs: dict[str, ModuleType], root: Path, tmp_path: Path) -> None:
+    card, readme = tmp_path / "card.md", tmp_path / "README.md"
+    card.write_text("<!-- scores:begin --><!-- scores:end -->")
+    readme.write_text("<!-- headlines:begin --><!-- headlines:end -->")
+    programs["card"].main(["--card", str(card), "--readme", str(readme)])
+    rows = json.loads((root / "benchmarks" / "emoji.json").read_text())["scores"]["scenes, held-out combinations"]
+    share = next(row["value"] for row in rows if row["name"].startswith("every kind"))
+    for page, real in ((card, programs["card"].CARD), (readme, root / "README.md")):
+        assert f"| {100 * share:.1f} % |" in page.read_text()
+        name = "scores" if page is card else "headlines"
+        written = page.read_text().split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0]
+        assert written in real.read_text(), f"`python benchmarks/card.py` must have written {real}"

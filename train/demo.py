@@ -31,7 +31,7 @@ MARK = ".anymodal-demo"
 MADE = {MARK, "embedded.png", "data", "tokenizer.json", "tokenizer", "training", "report.html"}
 LEAST_STEPS, ENOUGH_STEPS, LEAST_BATCH = 4, 60, 8
 SCENE_KINDS = ("one", "colours")  # what minutes teach: a concept on a canvas, or on a tile on it; pairs take hours
-EMBEDDED_PROMPTS = ("a rabbit", "a banana on a blue background", "two cats", "a fox left of a rose")
+EMBEDDED_PROMPTS = ("a rabbit", "a banana on a blue background", "two cats", "a star on a red tile")
 SCENES_A_MINUTE, MIN_SCENES, MAX_SCENES, HELD_OUT_SCENES = 600, 60, 6000, 160
 TOKENIZER_SHARE, SCORING_SHARE = 0.2, 0.09  # of the time that is left, of all time
 VOCAB_SIZE = 1024
@@ -251,7 +251,7 @@ def encode(road: Road) -> None:
 
 
 def learn_all(road: Road) -> int:
-    """Train the unified model, which draws codes and reads pictures as codes."""
+    """Train the unified model: drawing through codes, answering through the understanding path."""
     import torch
 
     from anymodal.configuration import from_dict

@@ -274,7 +274,7 @@ def _code_head(model: AnyModal) -> Callable[[nn.Module, Tensor], Tensor] | None:
         codes = model.head.select(rows)  # type: ignore[operator]
         return lambda head, hidden: codes(hidden)  # no module of the model's own: it shares the head's weights
     first, last = int(rows[0]), int(rows[-1])
-    if not torch.equal(rows, torch.arange(first, last + 1)):
+    if last - first + 1 != len(rows) or not torch.equal(rows, torch.arange(first, last + 1)):
         return None
     return partial(_product_of_part, part=slice(first, last + 1))
 
