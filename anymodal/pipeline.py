@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anymodal.chat import Chat
 from anymodal.configuration import to_dict
+from anymodal.data.samples import DESCRIBE
 from anymodal.decoding.config import EngineConfig, GenerationConfig, Native, Options
 from anymodal.decoding.engine import Engine
 from anymodal.decoding.native import has_kernel
@@ -33,6 +34,7 @@ from anymodal.tokens.vocabulary import Vocabulary
 from anymodal.tokens.weights import dtype_of, read_json
 
 EMBEDDED = Path(__file__).parent / "models"
+TRY = 2**32  # between the seeds of drawings from which the best is kept
 
 
 def from_pretrained(
@@ -131,6 +133,7 @@ class Pipeline:
         prompt: str | Sequence[str],
         *,
         num_images: int = 1,
+        best_of: int | None = None,
         negative_prompt: str | None = None,
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
@@ -143,10 +146,15 @@ class Pipeline:
     ) -> list[Image.Image]:
         """Draw `num_images` pictures of every prompt, in their order; picture i of a prompt has seed `seed` + i.
 
+        Each is the best of `best_of` drawings: that from which the model, asked to describe it, is likeliest to write
+        the prompt (reranking as in arXiv:2102.12092, section 2.6, by the model itself in place of CLIP). Drawing j of
+        them has j * 2**32 added to its seed.
+
         Raises:
-            ValueError: the model cannot draw this size, or a prompt does not fit the context.
+            ValueError: the model cannot draw this size, or a prompt does not fit the context, `best_of` is below 1.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        tries = replace(self.generation, **({} if best_of is None else {"best_of": best_of})).best_of
         options = Options(
             guidance_scale=guidance_scale, guidance_interval=guidance_interval, temperature=temperature, top_k=top_k,
             top_p=top_p,
@@ -154,12 +162,15 @@ class Pipeline:
         self.prompter.must_decode()
         sampling, grid = changed(self.generation.image, options), self.prompter.grid(height, width)
         requests = [
-            self.prompter.image_request([text], negative_prompt, sampling, grid, seed + i)
+            self.prompter.image_request([text], negative_prompt, sampling, grid, seed + i + j * TRY)
             for text in prompts
             for i in range(num_images)
+            for j in range(tries)
         ]
         codes = [self.prompter.codes_of(ids) for ids in self._timed(requests)]
-        return [self.prompter.decode_picture(each) for each in codes]
+        images = [self.prompter.decode_picture(each) for each in codes]
+        wanted = [text for text in prompts for _ in range(num_images)]
+        return [self._best(images[k * tries : (k + 1) * tries], text) for k, text in enumerate(wanted)]
 
     def answer(  # noqa: PLR0913
         self,
@@ -293,6 +304,12 @@ class Pipeline:
     def reconstruct(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Pass pictures through the image tokenizer: the best that the model could draw."""
         return [self.prompter.decode_picture(self.prompter.encode_picture(image)) for image in images]
+
+    def _best(self, images: Sequence[Image.Image], prompt: str) -> Image.Image:
+        """Return the picture from which the model is likeliest to tell the prompt."""
+        if len(images) == 1:
+            return images[0]
+        return max(images, key=lambda image: self.log_likelihood([image, DESCRIBE], prompt))
 
     def _batch(self, sequences: Sequence[TokenSequence]) -> Batch:
         batch = pad(sequences, self.vocabulary.special("pad"), self.model.look_tokens).to(self.model.device)

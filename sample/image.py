@@ -17,6 +17,7 @@ def main(
     model: str = "emoji",
     out: Path = Path("pictures"),
     num_images: int = 1,
+    best_of: int | None = None,
     negative_prompt: str | None = None,
     guidance_scale: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
@@ -39,6 +40,7 @@ def main(
         model: model folder, or the name of an embedded model.
         out: folder of the pictures.
         num_images: pictures a prompt; picture i has seed + i.
+        best_of: drawings from which each picture is chosen, by what the model itself reads in them.
         negative_prompt: what guidance leads away from.
         guidance_scale: weight of the prompt; the model's default without it.
         guidance_interval: from and up to which share of a picture guidance acts; all of it without.
@@ -61,9 +63,9 @@ def main(
 
     pipe = from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle, native=native, engine=engine)
     images = pipe.generate_image(
-        prompts, num_images=num_images, negative_prompt=negative_prompt, guidance_scale=guidance_scale,
-        guidance_interval=guidance_interval, temperature=temperature, top_k=top_k, top_p=top_p, height=height,
-        width=width, seed=seed,
+        prompts, num_images=num_images, best_of=best_of, negative_prompt=negative_prompt,
+        guidance_scale=guidance_scale, guidance_interval=guidance_interval, temperature=temperature, top_k=top_k,
+        top_p=top_p, height=height, width=width, seed=seed,
     )  # fmt: skip
     captions = [prompt for prompt in prompts for _ in range(num_images)]
     paths = save_pictures(images, out, captions)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,23 @@ def test_pictures_are_drawn_by_seed(pipe: Pipeline) -> None:
         pipe.generate_image("a dog", height=32)
     with pytest.raises(ValueError, match="shorten the prompt"):
         pipe.generate_image("x" * 600)
+
+
+def test_the_best_of_drawings_is_the_one_that_is_told_from_best(pipe: Pipeline) -> None:
+    tries = [pipe.generate_image("a cat", seed=5 + j * 2**32, top_k=8)[0] for j in range(4)]
+    told = [pipe.log_likelihood([image, "Describe this picture."], "a cat") for image in tries]
+    best = max(range(4), key=told.__getitem__)
+    assert len(set(told)) == 4
+    assert best > 0, "the seed must make another than the plain drawing the best, or this shows nothing"
+    images = pipe.generate_image(["a dog", "a cat"], num_images=2, best_of=4, seed=4, top_k=8)
+    assert len(images) == 4
+    assert same(images[3], tries[best])
+    (plain,) = pipe.generate_image("a cat", seed=5, top_k=8, best_of=1)
+    assert same(plain, tries[0])
+    kept = Pipeline(replace(pipe.parts, generation={"best_of": 4}))
+    assert same(kept.generate_image("a cat", seed=5, top_k=8)[0], tries[best])
+    with pytest.raises(ValueError, match="best_of must be at least 1, got 0; 1 draws a picture once"):
+        pipe.generate_image("a cat", best_of=0)
 
 
 def test_answers_are_one_a_question(pipe: Pipeline) -> None:

@@ -50,11 +50,24 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """A model folder's defaults, for pictures and for text, as `generation_config.json` holds them."""
+    """A model folder's defaults, for pictures and for text, as `generation_config.json` holds them.
+
+    Args:
+        image: how codes are chosen.
+        text: how all other ids are chosen.
+        max_new_tokens: most ids of text.
+        best_of: drawings of a prompt, of which `generate_image` keeps the one that best tells the model the prompt.
+    """
 
     image: SamplingConfig = SamplingConfig()
     text: SamplingConfig = SamplingConfig(temperature=0.0)
     max_new_tokens: int = 64
+    best_of: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.best_of < 1:
+            raise ValueError(f"best_of must be at least 1, got {self.best_of}; 1 draws a picture once.")
 
 
 class Options(TypedDict, total=False):
