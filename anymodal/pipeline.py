@@ -154,7 +154,7 @@ class Pipeline:
             ValueError: the model cannot draw this size, or a prompt does not fit the context, `best_of` is below 1.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        tries = replace(self.generation, **({} if best_of is None else {"best_of": best_of})).best_of
+        tries = self.generation.best_of if best_of is None else replace(self.generation, best_of=best_of).best_of
         options = Options(
             guidance_scale=guidance_scale, guidance_interval=guidance_interval, temperature=temperature, top_k=top_k,
             top_p=top_p,
