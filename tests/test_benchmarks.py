@@ -239,7 +239,7 @@ def test_image_tokenizers_are_scored_and_drawn_with(
 def test_a_sweep_finds_the_best_setting(
     programs: dict[str, ModuleType], quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"GUIDANCE": (1.0, 2.0), "TEMPERATURE": (0.7,), "TOP_K": (0, 8)}.items():
+    for name, value in {"GUIDANCE": (1.0, 2.0), "TEMPERATURE": (0.7,), "TOP_K": (0, 8), "BEST_OF": (1, 2)}.items():
         monkeypatch.setattr(programs["sweep"], name, value)
     programs["sweep"].main([*quick, "--count", "4", "--plot", str(tmp_path / "sweep.svg")])
     found = json.loads((tmp_path / "found.json").read_text())
@@ -247,8 +247,11 @@ def test_a_sweep_finds_the_best_setting(
     best = max(row["share"] for row in found["rows"])
     assert f"**{100 * best:.1f}**" in (tmp_path / "model.md").read_text()
     assert (tmp_path / "sweep.svg").read_text().count("<polyline") == 2
-    setting = {"guidance_scale": 2.0, "temperature": 0.7, "top_k": 8}
-    assert programs["sweep"].shares(anymodal.from_pretrained("emoji"), setting, 4, 100) in found["rows"]
+    setting = {"guidance_scale": 2.0, "temperature": 0.7, "top_k": 8, "top_p": 1.0, "best_of": 1}
+    again = programs["sweep"].shares(anymodal.from_pretrained("emoji"), setting, 4, 100)
+    assert [row["share"] for row in found["rows"] if {**row, **setting} == row] == [again["share"]]
+    assert [row["best_of"] for row in found["best_of"]] == [1, 2]
+    assert f"| 2 | {100 * found['best_of'][1]['share']:.1f} |" in (tmp_path / "model.md").read_text()
 
 
 def test_the_card_shows_what_was_scored(programs: dict[str, ModuleType], root: Path, tmp_path: Path) -> None:
