@@ -3,8 +3,8 @@
     python benchmarks/sweep.py --readme
 
 Every setting draws the same scenes with the same noise; they are other scenes than `anymodal sample score` asks for, so
-that the best setting is not chosen on what is scored. Guidance, temperature and top-k are swept with one drawing a prompt,
-best-of with the model's own settings. What is done stands in WORK and is not done again.
+that the best setting is not chosen on what is scored. Guidance, temperature and top-k are swept with one drawing a
+prompt, best-of with the model's own settings. What is done stands in WORK and is not done again.
 """
 
 import argparse
@@ -137,10 +137,10 @@ def main(words: Sequence[str] | None = None) -> None:
         setting = {"guidance_scale": guidance, "temperature": temperature, "top_k": top_k, "top_p": 1.0, "best_of": 1}
         path = given.work / f"{top_k}-{temperature:g}-{guidance:g}.json"
         rows.append(kept(path, lambda setting=setting: shares(pipe, setting, given.count, given.concepts)))
-    several = [
-        kept(given.work / f"best-of-{n}.json", lambda n=n: shares(pipe, {"best_of": n}, given.count, given.concepts))
-        for n in BEST_OF
-    ]
+    several = []
+    for best_of in BEST_OF:
+        setting, path = {"best_of": best_of}, given.work / f"best-of-{best_of}.json"
+        several.append(kept(path, lambda setting=setting: shares(pipe, setting, given.count, given.concepts)))
     made = {"machine": facts(), "date": datetime.now(UTC).date().isoformat(), "model": given.model}
     found = {**made, "count": given.count, "seed": SEED, "rows": rows, "best_of": several}
     given.plot.write_text(plot(rows), encoding="utf-8")
