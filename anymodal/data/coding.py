@@ -105,7 +105,7 @@ def _views(sample: Sample, picture: str, coding: Coding) -> list[Float[Tensor, "
     """Return the pixels of every view of a picture; windows are a function of its name and the view's number."""
     fit = coding.tokenizer.config.pictures
     image = decode_picture(picture_bytes(sample, picture))
-    height, width = target_size(image, coding.size, fit, coding.tokenizer.config.down_sampling)
+    height, width = target_size((image.height, image.width), coding.size, fit, coding.tokenizer.config.down_sampling)
     name = zlib.crc32(f"{sample.key} {picture}".encode())
     windows = [image, *(_window(image, name, view) for view in range(1, coding.views))]
     return [to_pixels(window, height, width, fit=fit) for window in windows]

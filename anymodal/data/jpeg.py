@@ -2,8 +2,10 @@
 
 from functools import cache
 from types import ModuleType
+from typing import Any
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
 
 START = b"\xff\xd8\xff"
 SCAN = b"\xda"
@@ -47,11 +49,12 @@ def _head(data: bytes) -> bytes:
     return data
 
 
-def decode_jpeg(data: bytes) -> Image.Image | None:
-    """Decode a JPEG to RGB; None where anything is odd, so that Pillow may say what it is."""
+def decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
+    """Decode a JPEG to RGB [h, w, 3]; None where anything is odd, so that Pillow may say what it is."""
     fast = turbo()
     assert fast is not None, "jpeg_size has been asked before"
     try:
-        return Image.fromarray(fast.decode_jpeg(data, colorspace="RGB", strict=True))
+        decoded: NDArray[Any] = fast.decode_jpeg(data, colorspace="RGB", strict=True)
     except ValueError:
         return None
+    return decoded

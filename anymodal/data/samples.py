@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from anymodal.data.fitting import fitted_size
-from anymodal.data.pictures import BadPicture, decode_picture, to_pixels
+from anymodal.data.pictures import RGB, BadPicture, decode_rgb, fit_of, scaled, to_planes
 from anymodal.data.shards import Sample
 from anymodal.tokens.document import Codes, Document, Draw, Look, Say, Turn
 from anymodal.tokens.picture_config import FitKind, PictureFit
@@ -172,18 +172,27 @@ def pixels_of(
     Raises:
         UnfitSample: it has none, or it cannot be decoded.
     """
+    fit = fit_of(fit) if isinstance(fit, str) else fit
+    decoded = rgb_of(sample, picture)
+    own = decoded.size[::-1] if isinstance(decoded, Image.Image) else decoded.shape[:2]
+    return scaled(to_planes(decoded, *target_size(own, size, fit, factor), fit=fit), fit.scale)
+
+
+def rgb_of(sample: Sample, picture: str = "") -> RGB:
+    """Decode a picture of the sample, the main one where none is named.
+
+    Raises:
+        UnfitSample: it has none, or it cannot be decoded.
+    """
     try:
-        image = decode_picture(picture_bytes(sample, picture))
+        return decode_rgb(picture_bytes(sample, picture))
     except BadPicture as error:
         raise UnfitSample(error.reason) from error
-    return to_pixels(image, *target_size(image, size, fit, factor), fit=fit)
 
 
-def target_size(image: Image.Image, size: int, fit: PictureFit | FitKind, factor: int) -> tuple[int, int]:
-    """Return the height and width in pixels that a fit brings a picture to: its own for kind "area", else `size`."""
-    if isinstance(fit, PictureFit) and fit.kind == "area":
-        return fitted_size((image.height, image.width), fit, factor)
-    return size, size
+def target_size(own: tuple[int, int], size: int, fit: PictureFit, factor: int) -> tuple[int, int]:
+    """Return the height and width that a picture of such sides is fitted to: its own for kind "area", else `size`."""
+    return fitted_size(own, fit, factor) if fit.kind == "area" else (size, size)
 
 
 def _looked(sample: Sample, reading: Reading, picture: str = "") -> Look | Codes:

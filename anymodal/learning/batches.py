@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -17,12 +17,15 @@ from anymodal.data.keyed import KeyedRandom
 from anymodal.data.opening import Part
 from anymodal.data.order import Order, Slot, Source
 from anymodal.data.packing import pack
-from anymodal.data.samples import CODES, Reading, UnfitSample, document_of, pixels_of
+from anymodal.data.pictures import fit_of, scaled, to_planes
+from anymodal.data.samples import CODES, Reading, UnfitSample, document_of, rgb_of
 from anymodal.learning.config import StageConfig
 from anymodal.learning.loading import WorkerLoader
 from anymodal.tokens.batch import Batch
 from anymodal.tokens.document import DocumentEncoder, TokenSequence
 from anymodal.tokens.vocabulary import Vocabulary
+
+PICTURE_FIT = fit_of("crop")
 
 
 class Skipped(Counter[str]):
@@ -110,7 +113,7 @@ class DocumentBatches(StepBatches):
 
 
 class PictureBatches(StepBatches):
-    """The pictures of every step, for image tokenizers."""
+    """The pictures of every step, for image tokenizers: bytes, of which `StepData` makes pixels on the device."""
 
     def __init__(
         self,
@@ -127,14 +130,13 @@ class PictureBatches(StepBatches):
         self.parts = tuple(parts) or (Part(0, index.shard_sizes),)
         self.order = order_of({"pictures": 1.0}, self.parts, order)
 
-    def __getitem__(self, step: int) -> Float[Tensor, "b 3 h w"]:
-        """Return the pictures of a step, pixels in [-1, 1]."""
+    def __getitem__(self, step: int) -> UInt8[Tensor, "b 3 h w"]:
+        """Return the pictures of a step."""
         pictures = []
         for slot in self.order.step(step, rank=self.rank[0], world=self.rank[1]):
             try:
-                pictures.append(
-                    pixels_of(self.index.read(self.parts[slot.source].start + slot.sample), self.size, "crop")
-                )
+                picture = rgb_of(self.index.read(self.parts[slot.source].start + slot.sample))
+                pictures.append(to_planes(picture, self.size, self.size, fit=PICTURE_FIT))
             except (BadSample, UnfitSample) as error:
                 self.skipped[error.reason] += 1
         if not pictures:
@@ -219,6 +221,10 @@ class StepData(pl.LightningDataModule):
         if self.trainer is None or self.trainer.training:
             self.skipped.update(batch.skipped)
         return batch.batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make pixels in [-1, 1] of pictures that came as bytes."""
+        return scaled(batch, PICTURE_FIT.scale) if isinstance(batch, Tensor) else batch
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Continue where the trainer stands."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anymodal.data.pictures import BadPicture, decode_picture, to_image, to_pixels, to_rgb
+from anymodal.data.pictures import BadPicture, decode_picture, scaled, to_image, to_pixels, to_planes, to_rgb
 from anymodal.tokens.picture_config import PictureFit, Resample
 
 WHITE = (255, 255, 255)
@@ -205,6 +205,23 @@ def test_to_pixels_scales_pads_and_resamples_as_the_fit_says() -> None:
     assert torch.allclose(pixels[:, 4, 4], torch.tensor(255 * 0.0078 - 1), atol=1e-7)
     three = [to_pixels(noise(8), 12, 12, fit=PictureFit(kind="crop", resample=name)) for name in FILTERS]
     assert not any(torch.equal(three[i], three[i - 1]) for i in range(3))
+
+
+@pytest.mark.parametrize("scale", [1 / 127.5, 1 / 255, 0.0078, 2 / 255 + 1e-9])
+def test_bytes_are_scaled_in_double_precision(scale: float) -> None:
+    planes = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    expected = [np.float32(np.float32(value * scale) - np.float32(1)) for value in range(256)]
+    assert scaled(planes, scale).flatten().tolist() == expected
+
+
+def test_an_array_has_the_planes_of_its_picture() -> None:
+    picture, fit = noise(8), PictureFit(kind="crop")
+    for side in (8, 5):
+        planes = to_planes(np.asarray(picture), side, side, fit=fit)
+        assert planes.dtype == torch.uint8
+        assert torch.equal(planes, to_planes(picture, side, side, fit=fit))
+    assert planes.is_contiguous()
+    assert torch.equal(to_planes(picture, 8, 8, fit=fit), torch.from_numpy(np.array(picture)).permute(2, 0, 1))
 
 
 def test_to_pixels_and_to_image_refuse() -> None:

@@ -126,7 +126,7 @@ def test_an_epoch_sees_all_that_is_in_the_index(mixed: tuple[Path, int]) -> None
     shown = sum(len(batches[step]) for step in range(steps))
     assert shown + batches.skipped.total() == 64 * steps
     assert not batches.skipped, "what is bad was set aside when the shards were indexed"
-    blue = torch.tensor([-1.0, -1.0, 1.0])
+    blue = torch.tensor([0, 0, 255])
     assert bool((batches[0][:, :, 0, 0] == blue).all(1).any())
 
 

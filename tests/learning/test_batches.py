@@ -12,7 +12,7 @@ import torch
 
 from anymodal.data.index import BadSample, ShardIndex
 from anymodal.data.opening import Part
-from anymodal.data.samples import Reading
+from anymodal.data.samples import Reading, pixels_of
 from anymodal.data.shards import Sample, write_shards
 from anymodal.learning.batches import Deliveries, DocumentBatches, PictureBatches, StepData, StepSampler, check_codes
 from anymodal.learning.config import StageConfig
@@ -47,6 +47,15 @@ def test_a_step_is_the_same_in_another_process(toy: Any) -> None:
     assert there == here[::-1]
     assert len(set(here)) == 6
     assert len(pictures) == 5
+
+
+def test_pictures_come_as_bytes_and_become_pixels(toy: Any) -> None:
+    pictures = PictureBatches(ShardIndex.open(toy.plain), size=16, order=ORDER)
+    planes = pictures[0]
+    assert planes.dtype == torch.uint8
+    pixels = StepData(pictures, None, num_workers=0).on_after_batch_transfer(planes, 0)
+    samples = [pictures.index.read(slot.sample) for slot in pictures.order.step(0)]
+    assert torch.equal(pixels, torch.stack([pixels_of(sample, 16, "crop") for sample in samples]))
 
 
 def test_parts_of_the_shards_keep_theirs(toy: Any) -> None:
