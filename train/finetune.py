@@ -21,6 +21,7 @@ def main(
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, warmup_steps=20),
     run: RunConfig = RunConfig(steps=200),
     prompts: list[str] = [],  # noqa: B006 (never changed)
+    read_codes: bool = False,
     dry_run: bool = False,
     allow_pickle: bool = False,
 ) -> int:
@@ -34,16 +35,19 @@ def main(
         optimizer: how it learns.
         run: how long it trains and what it writes on its way.
         prompts: what is drawn every run.sample_every steps, beside answers about held-out pictures.
+        read_codes: drop the model's understanding encoder; it learns to look at pictures as the codes that it draws.
         dry_run: say what the run would do (parts, memory, epochs, padding), write OUT/first_batch.png, train nothing.
         allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
     """
     from anymodal.learning.distributed import is_first
     from anymodal.learning.planning import dry_run as plan
     from anymodal.learning.unified_run import train_unified
-    from anymodal.pipeline import from_pretrained
+    from anymodal.pipeline import Pipeline, from_pretrained
     from anymodal.scoring.showing import first_questions, snapshots
 
     pipe = from_pretrained(model, device="cpu", dtype="float32", native=False, allow_pickle=allow_pickle)
+    if read_codes:
+        pipe = Pipeline(pipe.parts.reading_codes())
     if dry_run:
         print(plan(pipe.parts, data=data, stage=stage, optimizer=optimizer, run=run, out=out))
         return 0

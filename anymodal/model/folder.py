@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,22 @@ class ModelFolder:
             template=self.template,
             look_tokens=self.model.look_tokens,
         )
+
+    def reading_codes(self) -> "ModelFolder":
+        """Return these parts with a model that lacks the understanding encoder, and looks at pictures as codes.
+
+        Raises:
+            ValueError: it does so already.
+        """
+        if self.model.config.understanding is None:
+            raise ValueError("this model has no understanding encoder to drop: it reads pictures as codes already.")
+        with torch.device("meta"):
+            model = AnyModal(replace(self.model.config, understanding=None), self.model.vocabulary)
+        state = self.model.state_dict()
+        model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
+        if model.config.tie_embeddings:
+            model.head.weight = model.embedding.weight
+        return replace(self, model=model)
 
     def save(self, folder: str | Path) -> None:
         """Write beside the target, then rename: a full disk leaves what was there.

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from anymodal.model import folder as module
 from anymodal.model.folder import ModelFolder, fingerprint_of
+from anymodal.tokens.document import Draw, Look
 
 
 @pytest.fixture
@@ -38,6 +39,23 @@ def test_round_trip_is_bit_equal(toy: Any, tmp_path: Path, changes: dict[str, An
     again.save(tmp_path / "again")
     for path in sorted((tmp_path / "model").rglob("*.*")):
         assert (tmp_path / "again" / path.relative_to(tmp_path / "model")).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{}, {"heads": "decoupled"}, {"tie_embeddings": True}])
+def test_a_model_that_reads_codes_draws_what_it_drew(toy: Any, changes: dict[str, Any]) -> None:
+    parts = toy.parts(**changes)
+    reading = parts.reading_codes()
+    assert parts.model.config.understanding is not None
+    assert reading.model.config.understanding is None
+    assert not any(name.startswith("understanding") for name in reading.model.state_dict())
+    sequence = parts.encoder().encode(["a dog", Draw(torch.arange(16).view(4, 4))])
+    before, after = (each.model.eval()(sequence.ids[None]) for each in (parts, reading))
+    assert torch.equal(before.image_logits, after.image_logits)
+    assert torch.equal(before.logits, after.logits)
+    looked = reading.encoder().encode([Look(torch.arange(16).view(4, 4)), "What is it?"], complete=False)
+    assert torch.isin(torch.arange(16) + int(reading.model.image_ids[0]), looked.ids).all()
+    with pytest.raises(ValueError, match="reads pictures as codes already"):
+        reading.reading_codes()
 
 
 def test_the_fingerprint_is_of_what_draws_and_answers(saved: Path) -> None:
