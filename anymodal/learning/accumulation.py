@@ -1,14 +1,48 @@
 """A step in pieces and on many processes, with the losses and the gradient that all have together."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
+from anymodal.learning.code_noise import Drawn
 from anymodal.learning.distributed import max_over_ranks, sum_over_ranks
+from anymodal.model.layout import Layout
 from anymodal.model.loss import TokenLoss
-from anymodal.tokens.batch import Batch
+from anymodal.tokens.batch import Batch, moved
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """A batch on its device, in pieces, beside what shapes depend on: a step that has it asks the device nothing.
+
+    `counts` are the targets of this process, of text and of codes; `drawn` is there where codes are read with noise.
+    """
+
+    host: Batch
+    pieces: tuple[Batch, ...]
+    layouts: tuple[Layout, ...]
+    counts: Int[Tensor, "2"]
+    drawn: Drawn | None
+
+    @classmethod
+    def of(
+        cls, batch: Batch, code_of: Int[Tensor, " v"], *, device: torch.device, accumulate: int = 1, noise: bool = False
+    ) -> "StepBatch":
+        """Cut a batch that is on the host into pieces, and move them to `device`."""
+        pieces = split_rows(batch, accumulate)
+        layouts = [Layout.of(piece, code_of) for piece in pieces]
+        counts = torch.tensor([sum(len(each.text) for each in layouts), sum(len(each.image) for each in layouts)])
+        drawn = Drawn.of(batch, code_of) if noise else None
+        return cls(
+            host=batch,
+            pieces=tuple(piece.to(device) for piece in pieces),
+            layouts=tuple(layout.to(device) for layout in layouts),
+            counts=moved(counts, device),
+            drawn=None if drawn is None else drawn.to(device),
+        )
 
 
 def split_rows(batch: Batch, count: int) -> list[Batch]:
@@ -60,14 +94,14 @@ def add_up(losses: Sequence[dict[str, TokenLoss]]) -> dict[str, TokenLoss]:
 
 
 def over_ranks(loss: TokenLoss) -> TokenLoss:
-    """Return what the losses of all processes come to, without their graphs."""
+    """Return what the losses of all processes come to, without their graphs, on the host."""
     sums = torch.stack([each.detach().double() for each in (loss.total, loss.nats, loss.count, loss.correct)])
-    total, nats, count, correct = sum_over_ranks(sums).unbind()
+    total, nats, count, correct = sum_over_ranks(sums).cpu().unbind()
     kind = loss.total.dtype
     return TokenLoss(
         total=total.to(kind),
         nats=nats.to(kind),
         count=count.long(),
         correct=correct.long(),
-        max_logit=max_over_ranks(loss.max_logit.detach()),
+        max_logit=max_over_ranks(loss.max_logit.detach()).cpu(),
     )

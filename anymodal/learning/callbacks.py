@@ -12,8 +12,10 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 
+from anymodal.learning.accumulation import StepBatch
 from anymodal.learning.checkpoints import StepCheckpoints
 from anymodal.learning.distributed import count_over_ranks, max_over_ranks
 from anymodal.learning.flops import StepFlops, peak_flops
@@ -59,8 +61,7 @@ class StopAtBorder(pl.Callback):
         Processes hear of a signal in different steps: all stop when one has.
         """
         if trainer.world_size > 1:
-            heard = torch.tensor(self.received or 0, device=pl_module.device)
-            self.received = int(max_over_ranks(heard)) or None
+            self.received = int(max_over_ranks(torch.tensor(self.received or 0))) or None  # of hosts: no device waits
         if self.received is not None:
             trainer.should_stop = True
             trainer.limit_val_batches = 0
@@ -78,11 +79,10 @@ class Speed(pl.Callback):
     def __init__(self) -> None:
         """Start the clocks."""
         self._last_end = time.perf_counter()
-        self._waited = self._total = 0.0
+        self._waited = self._total = self._flops = 0.0
         self._tokens = 0
         self._cost: StepFlops | None = None
         self._peak = 0.0
-        self._flops = torch.zeros((), dtype=torch.float64)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Learn what the device can do, and leave out what came before the first step."""
@@ -108,19 +108,20 @@ class Speed(pl.Callback):
         now = time.perf_counter()
         self._total += now - self._last_end
         self._last_end = now
-        self._tokens += getattr(batch, "num_tokens", 0) or len(batch.ids if hasattr(batch, "ids") else batch)
+        counts_tokens = isinstance(batch, StepBatch)
+        self._tokens += batch.host.num_tokens if counts_tokens else len(batch)
         if self._cost is not None:
-            flops = self._cost.of_batch(batch, cast(UnifiedObjective, pl_module).model.code_of)
-            self._flops = self._flops.to(flops.device) + flops
+            self._flops += float(self._cost.of_batch(batch.host, cast(UnifiedObjective, pl_module).code_of))
         if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0 and self._total > 0:
-            unit = "tokens_per_second" if hasattr(batch, "num_tokens") else "pictures_per_second"
-            pl_module.log(unit, self._tokens * trainer.world_size / self._total, prog_bar=True)
-            pl_module.log("data_wait_share", self._waited / self._total, prog_bar=True)
+            unit = "tokens_per_second" if counts_tokens else "pictures_per_second"
+            shown = {unit: self._tokens * trainer.world_size / self._total}
+            shown["data_wait_share"] = self._waited / self._total
             if self._cost is not None:
-                pl_module.log("mfu", float(self._flops) / self._total / self._peak, prog_bar=True)
-            self._waited = self._total = 0.0
+                shown["mfu"] = self._flops / self._total / self._peak
+            for name, value in shown.items():  # Lightning reads what a bar shows in every step: it stays on the host
+                pl_module.log(name, torch.tensor(value), prog_bar=True)
+            self._waited = self._total = self._flops = 0.0
             self._tokens = 0
-            self._flops.zero_()
 
 
 class Gauges(pl.Callback):
@@ -136,9 +137,9 @@ class Gauges(pl.Callback):
         """Count the codes of a batch, and log at intervals."""
         unified = pl_module if isinstance(pl_module, UnifiedObjective) else None
         if unified is not None:
-            codes = unified.model.code_of[batch.ids].flatten()
+            codes = unified.code_of[batch.host.ids].flatten()
             if self._codes is None:
-                self._codes = torch.zeros(len(unified.model.image_ids), device=codes.device)
+                self._codes = torch.zeros(len(unified.model.image_ids))
             self._codes.scatter_add_(0, codes.clamp(min=0), (codes >= 0).to(self._codes.dtype))
         if trainer.global_step % cast(Any, trainer).log_every_n_steps or not isinstance(pl_module, Objective):
             return
@@ -153,6 +154,21 @@ class Gauges(pl.Callback):
             share = self._codes / self._codes.sum().clamp(min=1)
             pl_module.log("codebook_perplexity", torch.special.entr(share).sum().exp())
             self._codes.zero_()
+
+
+class Bar(RichProgressBar):
+    """Show Lightning's bar, with the metrics of the last line of the logs: Lightning's reads them in every step."""
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        super().__init__()
+        self._read: Any = {}
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        """Return the metrics, which are read from the device at the interval of the logs."""
+        if not self._read or trainer.global_step % cast(Any, trainer).log_every_n_steps == 0:
+            self._read = super().get_metrics(trainer, pl_module)
+        return self._read
 
 
 class ProgressLines(pl.Callback):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
@@ -70,7 +71,14 @@ def strategy_of(run: RunConfig, world: int, *, one_backward: bool = True) -> Str
         if run.ema_decay:
             raise ValueError("run.ema_decay needs whole weights in every process; set it to 0, or run.strategy to ddp.")
         return ShardedStrategy(world)
-    return DDPStrategy(find_unused_parameters=not one_backward) if world > 1 else "auto"
+    if world == 1:
+        return "auto"
+    return DDPStrategy(find_unused_parameters=not one_backward, process_group_backend=_backend())
+
+
+def _backend() -> str:
+    """Return what carries tensors between processes: those on the host travel past the GPU, which nobody waits for."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -81,7 +89,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def __init__(self, world: int) -> None:
         """Shard the weights over all processes."""
-        super().__init__(data_parallel_size=world, tensor_parallel_size=1)
+        super().__init__(data_parallel_size=world, tensor_parallel_size=1, process_group_backend=_backend())
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write every process's shard beside the target, flush, note the checksums, rename.

@@ -13,13 +13,12 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
-from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from anymodal.learning.averaging import Averaging
 from anymodal.learning.batches import StepData
-from anymodal.learning.callbacks import Best, ProgressLines, Showing, StopAtBorder, callbacks_for
+from anymodal.learning.callbacks import Bar, Best, ProgressLines, Showing, StopAtBorder, callbacks_for
 from anymodal.learning.checkpoints import DurableCheckpointIO, newest, step_of
 from anymodal.learning.config import RunConfig
 from anymodal.learning.distributed import count_over_ranks, is_first, processes_of, strategy_of
@@ -86,11 +85,8 @@ def fit(
     folder = out / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     stop, *others = callbacks_for(folder, run.checkpoint_every)
-    # buffers hold ids and codebooks: they are copied, an average of them would be none; this function keeps what does
-    # not change to the bit, as Lightning's EMAWeightAveraging does not
-    averaged = WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(run.ema_decay))
-    averaging = [averaged] if run.ema_decay else []
-    bar = RichProgressBar() if sys.stderr.isatty() else ProgressLines()
+    averaging = [Averaging(run.ema_decay)] if run.ema_decay else []
+    bar = Bar() if sys.stderr.isatty() else ProgressLines()
     validated = run.validate_every if data.held_out is not None else 0
     checkpoint = newest(folder)
     objective.train()  # Lightning trains modules in the mode in which they come

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from anymodal.learning.codebook import CodebookUsage
 from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunConfig
 from anymodal.learning.distributed import is_first, sum_over_ranks
-from anymodal.learning.objective import Objective, clip_or_drop
+from anymodal.learning.guard import clip_or_skip
+from anymodal.learning.objective import Objective
 from anymodal.learning.optimizer import rate_at
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.quantizer import flatten_grid
@@ -112,8 +113,10 @@ class ImageTokenizerObjective(Objective):
         if self.discriminator is None:
             return super().configure_optimizers()
         config = self.optimizer_config
-        generator = torch.optim.AdamW(self.tokenizer.parameters(), lr=config.learning_rate, betas=(0.5, 0.95))
-        critic = torch.optim.AdamW(self.discriminator.parameters(), lr=config.learning_rate, betas=(0.5, 0.95))
+        generator, critic = (
+            torch.optim.AdamW(module.parameters(), lr=config.learning_rate, betas=(0.5, 0.95), fused=True)
+            for module in (self.tokenizer, self.discriminator)
+        )
         schedules = [
             torch.optim.lr_scheduler.LambdaLR(each, lambda step: rate_at(step, config, self.run.steps))
             for each in (generator, critic)
@@ -149,9 +152,8 @@ class ImageTokenizerObjective(Objective):
             ValueError: five steps in a row were not finite.
         """
         super().configure_gradient_clipping(optimizer)
-        if self.bad_steps:
-            for name, each in self.tokenizer.quantizer.named_buffers():
-                each.detach().copy_(self.codebook_before[name])
+        for name, each in self.tokenizer.quantizer.named_buffers():
+            each.detach().copy_(torch.where(self.bad_steps.last, self.codebook_before[name], each.detach()))
 
     @torch.no_grad()
     def _revive(self, batch: Float[Tensor, "b 3 h w"]) -> None:
@@ -205,7 +207,7 @@ class ImageTokenizerObjective(Objective):
             held = hinge + self.losses.lecam_weight * self.anchors.penalty(*scores)
             self.anchors.follow(*scores)
         self.manual_backward(held)
-        clip_or_drop(critic, self.optimizer_config.gradient_clip)
+        clip_or_skip(critic, self.optimizer_config.gradient_clip)
         critic.optimizer.step()  # below Lightning's wrapper, which would count a second step of the run
         self.log("discriminator_loss", hinge.detach(), sync_dist=True)
         for schedule in cast(Any, self.lr_schedulers()):

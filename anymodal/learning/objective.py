@@ -5,22 +5,22 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from anymodal.learning.accumulation import add_up, over_ranks, split_rows
+from anymodal.learning.accumulation import StepBatch, add_up, over_ranks
+from anymodal.learning.code_noise import with_code_noise
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
-from anymodal.learning.distributed import gather_into, sharded, sum_over_ranks, whole_tensor
+from anymodal.learning.distributed import gather_into, sharded, sum_over_ranks
+from anymodal.learning.guard import BadSteps, clip_or_skip
 from anymodal.learning.optimizer import Trained, build_optimizer, rate_at, trainable
 from anymodal.learning.passing import through_of
 from anymodal.learning.stages import trained_of
 from anymodal.model.loss import TokenLoss
 from anymodal.model.unified import AnyModal
-from anymodal.tokens.batch import IGNORE, Batch
-
-MAX_BAD_STEPS = 5
+from anymodal.tokens.batch import Batch
 
 
 class Objective(pl.LightningModule):
@@ -30,7 +30,7 @@ class Objective(pl.LightningModule):
         """Keep the configuration."""
         super().__init__()
         self.optimizer_config, self.run = optimizer, run
-        self.bad_steps = 0
+        self.bad_steps = BadSteps()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and its schedule over steps."""
@@ -55,29 +55,20 @@ class Objective(pl.LightningModule):
         """Clip by the global norm; a step whose gradient is not finite changes nothing.
 
         Raises:
-            ValueError: five steps in a row were not finite.
+            ValueError: too many steps in a row were not finite, up to the one before.
         """
-        norm = clip_or_drop(optimizer, self.optimizer_config.gradient_clip)
+        self.bad_steps.check(self.global_step)
+        norm = clip_or_skip(optimizer, self.optimizer_config.gradient_clip)
+        self.bad_steps.add(norm)
         self.log("gradient_norm", norm)
-        if torch.isfinite(norm):
-            self.bad_steps = 0
-            return
-        self.bad_steps += 1
-        if self.bad_steps >= MAX_BAD_STEPS:
-            raise ValueError(
-                f"the gradient was not finite in {MAX_BAD_STEPS} steps in a row (up to step {self.global_step}); lower "
-                "the learning rate, turn qk_norm on, and resume from the last checkpoint."
-            )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep no checkpoint behind too many steps that were not finite.
 
-def clip_or_drop(optimizer: Any, limit: float) -> Float[Tensor, ""]:
-    """Clip the gradients of an optimizer by their global norm, or drop them where it is not finite; return the norm."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = whole_tensor(torch.nn.utils.clip_grad_norm_(parameters, limit))
-    if not torch.isfinite(norm):
-        for parameter in parameters:
-            parameter.grad = None
-    return norm
+        Raises:
+            ValueError: there were too many, up to the last one.
+        """
+        self.bad_steps.check(self.global_step)
 
 
 class UnifiedObjective(Objective):
@@ -87,6 +78,7 @@ class UnifiedObjective(Objective):
         """Train `model` as `stage` says."""
         super().__init__(optimizer, run)
         self.model, self.stage = model, stage
+        self.code_of = model.code_of.cpu()
         self.whole: AnyModal | None = None  # what was given, where the model that trains is spread over processes
 
     def configure_model(self) -> None:
@@ -112,22 +104,31 @@ class UnifiedObjective(Objective):
         """Return the parts that the stage trains."""
         return trained_of(self.model, self.stage)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> StepBatch:
+        """Find, before a batch leaves the host, all that the host will want to know of it."""
+        return StepBatch.of(
+            batch,
+            self.code_of,
+            device=device,
+            accumulate=self.run.accumulate if self.training else 1,
+            noise=self.training and self.stage.code_noise > 0,
+        )
+
+    def training_step(self, batch: StepBatch, batch_idx: int) -> Float[Tensor, ""]:
         """Return the loss of a packed batch; where it is computed in pieces, of the last, the others' gradients are in.
 
         A data-parallel engine waits for the gradients of the loss that is returned, and then sends those of all pieces.
         """
         self.zero_grad()
-        noised = with_code_noise(batch, self.model.code_of, self.stage.code_noise)
         counts = self._target_counts(batch)
-        *before, last = split_rows(noised, self.run.accumulate)
+        *before, last = zip(self._pieces(batch), batch.layouts, strict=True)
         sums = []
-        for piece in before:
-            sums.append(self.model(piece, self.stage.z_loss).losses)
+        for piece, layout in before:
+            sums.append(self.model(piece, self.stage.z_loss, layout).losses)
             loss = self._combine(sums[-1], counts)
             with torch.autocast(self.device.type, enabled=False):
                 loss.backward()
-        sums.append(self.model(last, self.stage.z_loss).losses)
+        sums.append(self.model(last[0], self.stage.z_loss, last[1]).losses)
         if (self.global_step + 1) % self.run.log_every == 0:
             self._log_losses("train", add_up(sums), counts)
         return self._combine(sums[-1], counts)
@@ -135,15 +136,24 @@ class UnifiedObjective(Objective):
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Keep the gradients of the first pieces, which Lightning would clear; `training_step` cleared older ones."""
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the losses of a held-out batch."""
-        self._log_losses("held_out", self.model(batch, self.stage.z_loss).losses, self._target_counts(batch))
+    def _pieces(self, batch: StepBatch) -> list[Batch]:
+        """Return the pieces of a step as they are read."""
+        if batch.drawn is None:
+            return list(batch.pieces)
+        ids = with_code_noise(
+            torch.cat([piece.ids.flatten() for piece in batch.pieces]), batch.drawn, self.stage.code_noise
+        )
+        parts = ids.split([piece.ids.numel() for piece in batch.pieces])
+        return [replace(piece, ids=part.view_as(piece.ids)) for piece, part in zip(batch.pieces, parts, strict=True)]
 
-    def _target_counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Count the targets of each modality on all ranks."""
-        wanted = batch.targets[batch.targets != IGNORE]
-        is_code = self.model.code_of[wanted] >= 0
-        counts = sum_over_ranks(torch.stack([(~is_code).sum(), is_code.sum()]))
+    def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
+        """Log the losses of a held-out batch."""
+        losses = self.model(batch.pieces[0], self.stage.z_loss, batch.layouts[0]).losses
+        self._log_losses("held_out", losses, self._target_counts(batch))
+
+    def _target_counts(self, batch: StepBatch) -> dict[str, Tensor]:
+        """Return the targets of each modality on all ranks."""
+        counts = sum_over_ranks(batch.counts)
         return {"text": counts[0], "image": counts[1]}
 
     def _combine(self, losses: dict[str, TokenLoss], counts: dict[str, Tensor]) -> Float[Tensor, ""]:
@@ -160,7 +170,7 @@ class UnifiedObjective(Objective):
 
     @torch.no_grad()
     def _log_losses(self, name: str, losses: dict[str, TokenLoss], counts: dict[str, Tensor]) -> None:
-        """Log what the processes have together."""
+        """Log what the processes have together; from the host, as Lightning reads what a bar shows in every step."""
         shown = name == "train"
         losses = {modality: over_ranks(part) for modality, part in losses.items()}
         for modality, part in losses.items():
@@ -168,28 +178,7 @@ class UnifiedObjective(Objective):
                 self.log(f"{name}_{modality}_loss", part.nats / part.count, prog_bar=shown, batch_size=int(part.count))
                 accuracy = part.correct / part.count
                 self.log(f"{name}_{modality}_accuracy", accuracy, batch_size=int(part.count))
-        self.log(f"{name}_loss", self._combine(losses, counts) / self._world, prog_bar=not shown, batch_size=1)
+        whole = self._combine(losses, counts).cpu() / self._world
+        self.log(f"{name}_loss", whole, prog_bar=not shown, batch_size=1)
         if shown:
             self.log("max_logit", torch.stack([part.max_logit for part in losses.values()]).max())
-
-
-def with_code_noise(batch: Batch, code_of: Int[Tensor, " v"], most: float) -> Batch:
-    """Exchange some of the codes that a drawing is read on with codes from elsewhere in the batch; targets stay.
-
-    Each document draws its own share from [0, most). A drawn code mostly follows from the codes before it; a model that
-    always reads the truth draws its first codes from memory and never learns to heed the prompt, and when it samples it
-    meets its own mistakes for the first time (exposure bias, arXiv:1506.03099).
-    """
-    if not most or batch.documents is None:
-        return batch
-    drawn = torch.zeros_like(batch.ids, dtype=torch.bool)
-    drawn[:, 1:] = (batch.targets[:, :-1] != IGNORE) & (code_of[batch.ids[:, 1:]] >= 0)
-    codes = batch.ids[drawn]
-    if not len(codes):
-        return batch
-    shares = most * torch.rand(int(batch.documents.max()) + 1, device=codes.device)
-    changed = torch.rand(codes.shape, device=codes.device) < shares[batch.documents[drawn]]
-    elsewhere = codes[torch.randint(len(codes), codes.shape, device=codes.device)]
-    ids = batch.ids.clone()
-    ids[drawn] = torch.where(changed, elsewhere, codes)
-    return replace(batch, ids=ids)

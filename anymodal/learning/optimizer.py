@@ -24,6 +24,8 @@ class MuonAdamW(Optimizer):
     done in the type that the matrices have.
     """
 
+    found_inf: Tensor | None = None
+
     def __init__(self, groups: Iterable[dict[str, Any]], config: OptimizerConfig) -> None:
         """Take parameter groups with a `matrix` flag."""
         defaults = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps, "matrix": False}
@@ -31,11 +33,13 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient, or none where `found_inf` says so, as torch's fused ones do."""
         result = None
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+        if self.found_inf is not None and bool(self.found_inf):  # here the host waits for the device, once a step
+            return result
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

@@ -56,7 +56,7 @@ def token_loss(
     else:
         sums = _recomputed(head, hidden, targets, z_loss, size)
     total, nats, correct, max_logit = sums
-    count = torch.tensor(len(targets), device=hidden.device)
+    count = torch.full((), len(targets), device=hidden.device)
     return TokenLoss(total=total, nats=nats.detach(), count=count, correct=correct, max_logit=max_logit)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from anymodal.model.cache import CacheStep
 from anymodal.model.config import TransformerConfig
+from anymodal.tokens.batch import moved
 
 SHORT = 128  # tokens; among shorter documents one call of attention costs less than several
 
@@ -30,8 +31,8 @@ class Segments:
 
     @classmethod
     def of(cls, documents: Int[Tensor, "b n"]) -> "Segments":
-        """Find the documents, on the host: an accelerator waits once for it. Padding (-1) is of none."""
-        flat = documents.flatten().cpu().clone()
+        """Find the documents of a batch that is on the host. Padding (-1) is of none."""
+        flat = documents.flatten().clone()
         padding = flat < 0
         flat[padding] = flat.max() + 1 + torch.arange(int(padding.sum()))
         _, counts = torch.unique_consecutive(flat, return_counts=True)
@@ -46,9 +47,15 @@ class Segments:
             group = begins[:, None] + torch.minimum(offsets[None], sizes[:, None] - 1)
             valid = offsets[None] < sizes[:, None]
             scatter[group[valid]] = place + torch.arange(group.numel()).view_as(group)[valid]
-            groups.append(group.to(documents.device))
+            groups.append(group)
             place += group.numel()
-        return cls(gather=tuple(groups), scatter=scatter.to(documents.device))
+        return cls(gather=tuple(groups), scatter=scatter)
+
+    def to(self, device: torch.device) -> "Segments":
+        """Move every tensor to `device`."""
+        return Segments(
+            gather=tuple(moved(group, device) for group in self.gather), scatter=moved(self.scatter, device)
+        )
 
     def gathered(self, x: Float[Tensor, "b n heads k"]) -> list[Tensor]:
         """Return what stands at the places of every group, [s, l, heads, k] each."""

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from anymodal.model.cache import CacheStep, KVCache
 from anymodal.model.config import AnyModalConfig
+from anymodal.model.layout import Layout
 from anymodal.model.loss import TokenLoss, token_loss
-from anymodal.model.transformer import Segments, Transformer
+from anymodal.model.transformer import Transformer
 from anymodal.model.understanding import UnderstandingEncoder
 from anymodal.tokens.batch import IGNORE, Batch
 from anymodal.tokens.vocabulary import Vocabulary
@@ -124,8 +125,12 @@ class AnyModal(nn.Module):
         """Positions of one looked-at picture; None without an understanding path."""
         return self.config.understanding.num_tokens if self.config.understanding else None
 
-    def forward(self, batch: Batch | Int[Tensor, "b n"], z_loss: float = 0.0) -> ModelOutput:
+    def forward(
+        self, batch: Batch | Int[Tensor, "b n"], z_loss: float = 0.0, layout: Layout | None = None
+    ) -> ModelOutput:
         """Read a batch, or plain ids in [0, vocab_size) with a document a row; `z_loss` is that of its losses.
+
+        Without its `layout` that is found here, for which the host waits where the batch is on an accelerator.
 
         Raises:
             ValueError: a row is longer than the context.
@@ -133,17 +138,15 @@ class AnyModal(nn.Module):
         if isinstance(batch, Tensor):
             positions = torch.arange(batch.shape[1], device=batch.device).expand_as(batch)
             batch = Batch(ids=batch, targets=torch.full_like(batch, IGNORE), positions=positions)
-        longest = int(batch.positions.max()) + 1
-        if longest > self.config.transformer.max_seq_len:
-            raise ValueError(
-                f"a document has {longest} tokens, the context holds {self.config.transformer.max_seq_len}; shorten it."
-            )
+        layout = Layout.of(batch, self.code_of) if layout is None else layout
+        most = self.config.transformer.max_seq_len
+        if layout.longest > most:
+            raise ValueError(f"a document has {layout.longest} tokens, the context holds {most}; shorten it.")
         x = self.embed(batch.ids, batch.look_pixels, batch.look_index)
         columns = torch.arange(batch.ids.shape[1], device=x.device).expand_as(batch.ids)
         x = self._with_places(x, batch.ids, columns)
-        segments = None if batch.documents is None else Segments.of(batch.documents)
-        hidden = self.transformer(x, batch.positions, segments)
-        return ModelOutput(hidden=hidden, losses=self._losses(hidden, batch.targets, z_loss), model=self)
+        hidden = self.transformer(x, batch.positions, layout.segments)
+        return ModelOutput(hidden=hidden, losses=self._losses(hidden, batch.targets, layout, z_loss), model=self)
 
     def step(
         self,
@@ -170,7 +173,7 @@ class AnyModal(nn.Module):
         if self.config.heads == "decoupled":
             codes = self.code_of[ids]
             is_code = (codes >= 0)[..., None]
-            read = self.embedding(torch.where(codes >= 0, 0, ids))
+            read = self.embedding(ids.masked_fill(codes >= 0, 0))
             drawn = self.image_aligner(self.image_embedding(codes.clamp(min=0)))
             x = torch.where(is_code, drawn.to(read.dtype), read)
         else:
@@ -197,7 +200,7 @@ class AnyModal(nn.Module):
         if self.place_embedding is None:
             return x
         is_begin = ids == self.vocabulary.special("boi")
-        starts = torch.where(is_begin, places, -1)
+        starts = places.masked_fill(~is_begin, -1)
         if begins is not None:
             starts[:, 0] = torch.maximum(starts[:, 0], begins)
         starts = starts.cummax(1).values
@@ -205,7 +208,7 @@ class AnyModal(nn.Module):
             begins.copy_(starts[:, -1])
         drawing = is_begin | (self.code_of[ids] >= 0)
         since = (places - starts).clamp(0, self.config.picture_places - 1)
-        return x + torch.where(drawing[..., None], self.place_embedding(since), 0.0).to(x.dtype)
+        return x + self.place_embedding(since).masked_fill(~drawing[..., None], 0.0).to(x.dtype)
 
     def text_logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         """Score the ids of the text head."""
@@ -220,21 +223,21 @@ class AnyModal(nn.Module):
         return F.linear(hidden, self.head.weight[self.image_ids])
 
     def _losses(
-        self, hidden: Float[Tensor, "b n d"], targets: Int[Tensor, "b n"], z_loss: float
+        self, hidden: Float[Tensor, "b n d"], targets: Int[Tensor, "b n"], layout: Layout, z_loss: float
     ) -> dict[str, TokenLoss]:
         """Compute, for every modality, only the head that its targets need."""
-        flat, wanted = hidden.flatten(0, 1), targets.flatten()
-        is_code = (self.code_of[wanted.clamp(min=0)] >= 0) & (wanted != IGNORE)
-        is_text = ~is_code & (wanted != IGNORE)
-        if not self.training and not bool((wanted != IGNORE).any()):
+        if not self.training and not len(layout.text) + len(layout.image):
             return {}
-        image_targets = wanted[is_code]
+        flat, wanted = hidden.flatten(0, 1), targets.flatten()
+        image_targets = wanted[layout.image]
         shared = self.config.heads == "shared"
         return {
-            "text": token_loss(self.head, flat[is_text], wanted[is_text], self.num_text_rows, z_loss),
+            "text": token_loss(
+                self.head, flat.index_select(0, layout.text), wanted[layout.text], self.num_text_rows, z_loss
+            ),
             "image": token_loss(
                 self.head if shared else self.image_head,
-                flat[is_code],
+                flat.index_select(0, layout.image),
                 image_targets if shared else self.code_of[image_targets],
                 self.num_text_rows if shared else len(self.image_ids),
                 z_loss,

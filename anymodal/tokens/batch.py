@@ -31,7 +31,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move every tensor to `device`."""
-        return self._map(lambda tensor: tensor.to(device))
+        return self._map(lambda tensor: moved(tensor, torch.device(device)))
 
     def pin_memory(self) -> "Batch":
         """Pin every tensor, for DataLoader."""
@@ -45,6 +45,13 @@ class Batch:
     def num_tokens(self) -> int:
         """Tokens that are no padding."""
         return self.ids.numel() if self.documents is None else int((self.documents != PADDING).sum())
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on `device`; the host does not wait for what is on its way to a GPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def lay_out(rows: Sequence[Sequence[TokenSequence]], length: int, pad_id: int, look_tokens: int | None) -> Batch:

@@ -89,6 +89,7 @@ class Diary(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, number: int) -> None:
         pictures = isinstance(batch, torch.Tensor)
+        batch = batch if pictures else batch.host
         held = [batch] if pictures else [each for each in vars(batch).values() if each is not None]
         digest = hashlib.sha256(b"".join(each.numpy().tobytes() for each in held)).hexdigest()[:16]
         count = 0 if pictures else int(batch.documents.max()) + 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from anymodal.learning.accumulation import add_up, split_rows
+from anymodal.learning.accumulation import StepBatch, add_up, split_rows
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
 from anymodal.learning.objective import UnifiedObjective
 from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
@@ -45,10 +45,14 @@ def make(accumulate: int = 1) -> UnifiedObjective:
     return UnifiedObjective(model, stage=StageConfig(image_weight=0.5), optimizer=optimizer, run=run).train()
 
 
+def ready(objective: UnifiedObjective, batch: Batch) -> StepBatch:
+    return objective.transfer_batch_to_device(batch, objective.device, 0)
+
+
 def gradients(accumulate: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     objective, logged = make(accumulate), dict[str, float]()
     objective.log = lambda name, value, **_: logged.update({name: float(value)})  # type: ignore[method-assign]
-    objective.training_step(rows(0, NUM_ROWS), 0).backward()
+    objective.training_step(ready(objective, rows(0, NUM_ROWS)), 0).backward()
     held = {name: parameter.grad for name, parameter in objective.named_parameters() if parameter.grad is not None}
     return held, logged
 
@@ -65,7 +69,8 @@ def test_pieces_have_the_gradient_of_the_whole(accumulate: int) -> None:
 def test_a_mean_of_means_would_be_another_gradient() -> None:
     objective = make()
     objective.log = lambda *_, **__: None  # type: ignore[method-assign]
-    losses = [objective.training_step(half, 0) for half in (rows(0, 3), rows(3, 6))]
+    halves = [ready(objective, half) for half in (rows(0, 3), rows(3, 6))]
+    losses = [objective.training_step(half, 0) for half in halves]
     objective.zero_grad()
     (losses[0] / 2 + losses[1] / 2).backward()
     wrong = objective.model.head.weight.grad

@@ -7,8 +7,9 @@ from unittest.mock import Mock
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 
-from anymodal.learning.callbacks import Best, Gauges, ProgressLines, Showing, Speed, StopAtBorder, callbacks_for
+from anymodal.learning.callbacks import Bar, Best, Gauges, ProgressLines, Showing, Speed, StopAtBorder, callbacks_for
 from anymodal.learning.checkpoints import StepCheckpoints
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
 from anymodal.learning.objective import Objective
@@ -35,6 +36,19 @@ def test_a_signal_stops_at_the_border_and_the_second_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_bar_reads_metrics_when_logs_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    bar, read = Bar(), list[int]()
+
+    def metrics(_: Any, trainer: Any, __: Any) -> dict[str, int]:
+        read.append(trainer.global_step)
+        return {"loss": trainer.global_step}
+
+    monkeypatch.setattr(RichProgressBar, "get_metrics", metrics)
+    shown = [bar.get_metrics(trainer_at(step, log_every_n_steps=3), pl.LightningModule()) for step in range(1, 8)]
+    assert read == [1, 3, 6]
+    assert [each["loss"] for each in shown] == [1, 1, 3, 3, 3, 6, 6]
 
 
 def test_speed_leaves_validation_out(monkeypatch: pytest.MonkeyPatch) -> None:

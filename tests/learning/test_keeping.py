@@ -43,8 +43,9 @@ def learn(parts: ModelFolder, batch: Batch, stage: StageConfig) -> None:
     objective.log = lambda *_, **__: None  # type: ignore[method-assign]
     with only_training(parts.model, stage):
         built: Any = objective.configure_optimizers()
+        ready = objective.transfer_batch_to_device(batch, objective.device, 0)
         for number in range(STEPS):
-            objective.training_step(batch, number).backward()
+            objective.training_step(ready, number).backward()
             objective.configure_gradient_clipping(built["optimizer"])
             built["optimizer"].step()
 

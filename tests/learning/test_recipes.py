@@ -87,9 +87,10 @@ def learn(objective: UnifiedObjective, batch: Batch) -> list[dict[str, float]]:
     built: Any = objective.configure_optimizers()
     logged: list[dict[str, float]] = []
     objective.log = lambda name, value, **_: logged[-1].update({name: float(value)})  # type: ignore[method-assign]
+    ready = objective.transfer_batch_to_device(batch, objective.device, 0)
     for number in range(STEPS):
         logged.append({})
-        objective.training_step(batch, number).backward()
+        objective.training_step(ready, number).backward()
         objective.configure_gradient_clipping(built["optimizer"])
         built["optimizer"].step()
     return logged

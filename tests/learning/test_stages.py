@@ -49,8 +49,9 @@ def objective_of(model: AnyModal, stage: StageConfig, **optimizer: Any) -> Unifi
 def step(objective: UnifiedObjective, batch: Batch, count: int = 1) -> torch.optim.Optimizer:
     built: Any = objective.configure_optimizers()
     optimizer: torch.optim.Optimizer = built["optimizer"]
+    ready = objective.transfer_batch_to_device(batch, objective.device, 0)
     for _ in range(count):
-        objective.training_step(batch, 0).backward()
+        objective.training_step(ready, 0).backward()
         objective.configure_gradient_clipping(optimizer)
         optimizer.step()
     return optimizer
@@ -80,7 +81,9 @@ def test_losses_reach_what_gradients_reach(toy: Any, heads: str, looks: bool, ti
         if not reached:
             assert (task in ("answer", "text"), text) == (True, 0.0)
             continue
-        objective_of(parts.model, stage).training_step(batch_of(toy, parts, stage), 0).backward()
+        objective = objective_of(parts.model, stage)
+        ready = objective.transfer_batch_to_device(batch_of(toy, parts, stage), objective.device, 0)
+        objective.training_step(ready, 0).backward()
         for part, pieces in parts_of(parts.model).items():
             flowing = [piece.parameter.grad for piece in pieces if piece.parameter.grad is not None]
             rows = [grad[piece.start : piece.end] for grad, piece in zip(flowing, pieces, strict=True)]
