@@ -53,18 +53,14 @@ class DurableCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint whose checksum holds; nothing but tensors and plain data is unpickled.
+        """Read a checkpoint that `newest` found whole; nothing but tensors and plain data is unpickled.
 
         Raises:
-            ValueError: the file is damaged, or a folder of shards.
+            ValueError: it is a folder of shards.
         """
         del weights_only
         if Path(path).is_dir():
             raise ValueError(f"{path} was saved in shards; resume it with run.strategy fsdp, as it was begun.")
-        if not is_whole(Path(path)):
-            raise ValueError(
-                f"{path} is damaged (its checksum does not hold); remove it and resume from the one before."
-            )
         checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         return checkpoint
 
@@ -126,6 +122,7 @@ class StepCheckpoints(pl.Callback):
     def __init__(self, folder: Path, every: int) -> None:
         """Save into `folder`."""
         self.folder, self.every = folder, every
+        self._last = -1
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -147,10 +144,10 @@ class StepCheckpoints(pl.Callback):
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save now and remove what is older than the newest two."""
-        path = self.folder / NAME.format(trainer.global_step)
-        if is_whole(path):
+        if trainer.global_step == self._last:
             return
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(self.folder / NAME.format(trainer.global_step))
+        self._last = trainer.global_step
         if trainer.is_global_zero:
             for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT]:
                 DurableCheckpointIO().remove_checkpoint(old)

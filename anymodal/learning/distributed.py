@@ -73,12 +73,20 @@ def strategy_of(run: RunConfig, world: int, *, one_backward: bool = True) -> Str
         return ShardedStrategy(world)
     if world == 1:
         return "auto"
-    return DDPStrategy(find_unused_parameters=not one_backward, process_group_backend=_backend())
+    return ReplicatedStrategy(find_unused_parameters=not one_backward, process_group_backend=_backend())
 
 
 def _backend() -> str:
     """Return what carries tensors between processes: those on the host travel past the GPU, which nobody waits for."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+class ReplicatedStrategy(DDPStrategy):
+    """Weights in every process, which resume from the checkpoint that the first one found whole, as shards do."""
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read what the first process names."""
+        return super().load_checkpoint(self.broadcast(checkpoint_path), weights_only)
 
 
 class ShardedStrategy(ModelParallelStrategy):

@@ -76,7 +76,7 @@ def fit(
     Returns 0 when the run is complete, else what asks for the same command again: 130 after Ctrl-C, 75 after SIGTERM.
 
     Raises:
-        ValueError: the processes do not fit the run.
+        ValueError: the processes do not fit the run, or all checkpoints are damaged.
         OSError: a process that prepares batches has died or hangs, or the disk is full.
     """
     devices, nodes = processes_of(run)
@@ -88,7 +88,7 @@ def fit(
     averaging = [Averaging(run.ema_decay)] if run.ema_decay else []
     bar = Bar() if sys.stderr.isatty() else ProgressLines()
     validated = run.validate_every if data.held_out is not None else 0
-    checkpoint = newest(folder)
+    checkpoint = _resumed(folder)
     objective.train()  # Lightning trains modules in the mode in which they come
     trainer = pl.Trainer(
         accelerator="auto",
@@ -120,6 +120,21 @@ def fit(
     if stop.received is None or trainer.global_step >= run.steps:
         return 0
     return 130 if stop.received == signal.SIGINT else STOPPED
+
+
+def _resumed(folder: Path) -> Path | None:
+    """Return what a run goes on from. One process reads whole checkpoints; where others read, strategies ask it first.
+
+    Raises:
+        ValueError: there are checkpoints, but none is whole.
+    """
+    found = sorted(folder.glob("step-*.ckpt"))
+    if not is_first():
+        return found[-1] if found else None
+    checkpoint = newest(folder)
+    if found and checkpoint is None:
+        raise ValueError(f"no checkpoint in {folder} is whole; bring one back, or remove them all to begin anew.")
+    return checkpoint
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from anymodal.learning import checkpoints
 from anymodal.learning.checkpoints import MANIFEST, newest, step_of
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
 from anymodal.learning.distributed import ShardedStrategy
@@ -145,6 +146,28 @@ def test_a_damaged_shard_is_seen_and_the_checkpoint_before_it_taken(
     (last / "__1_0.distcp").unlink()
     assert ranks(2, lambda _: train(toy, tmp_path, "fsdp")) == [0, 0]
     assert_learned(tmp_path, whole)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_process_reads_whole_checkpoints_and_its_word_holds_for_all(
+    toy: Any, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    out, told = tmp_path / "run", tmp_path / "told"
+    assert ranks(2, lambda _: train(toy, out, strategy)) == [0, 0]
+    expected, last = weights(out), out / "checkpoints" / f"step-{RUN.steps:08d}.ckpt"
+    for path in last.glob("__1*") if last.is_dir() else [last]:
+        path.write_bytes(path.read_bytes()[:-1])
+    read = checkpoints.is_whole
+
+    def noted(path: Path) -> bool:
+        with told.open("a") as file:
+            file.write(f"{os.environ['RANK']} {step_of(path)}\n")
+        return read(path)
+
+    monkeypatch.setattr(checkpoints, "is_whole", noted)
+    assert ranks(2, lambda _: train(toy, out, strategy)) == [0, 0]
+    assert told.read_text() == f"0 {RUN.steps}\n0 {RUN.steps - 1}\n"
+    assert_learned(out, expected)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

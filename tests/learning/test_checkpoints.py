@@ -50,8 +50,6 @@ def test_a_damaged_one_falls_back_with_a_warning(tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.WARNING, logger="anymodal"):
         assert newest(tmp_path) == first
     assert f"{second} is damaged" in caplog.text
-    with pytest.raises(ValueError, match="resume from the one before"):
-        IO.load_checkpoint(second)
     damage(first)
     assert newest(tmp_path) is None
 
@@ -78,6 +76,8 @@ def test_two_are_kept_and_a_damaged_one_is_written_again(tmp_path: Path) -> None
     path = tmp_path / "step-00000007.ckpt"
     cut(path)
     callback.save(trainer)
+    assert not is_whole(path), "a step is saved once"
+    StepCheckpoints(tmp_path, every=2).save(trainer)
     assert is_whole(path)
 
 

@@ -17,8 +17,8 @@ from anymodal.learning.fitting import fit, precision_of
 class Numbers(StepBatches):
     """Step k is k."""
 
-    def __getitem__(self, step: int) -> torch.Tensor:
-        return torch.tensor([float(step)])
+    def __getitem__(self, step: int) -> list[torch.Tensor]:
+        return [torch.tensor(float(step))]
 
 
 class Adder(pl.LightningModule):
@@ -30,13 +30,13 @@ class Adder(pl.LightningModule):
         self.seen: list[float] = []
         self.modes: set[bool] = set()
 
-    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        self.seen.append(float(batch))
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        self.seen.append(float(batch[0]))
         self.modes.add(self.training)
         self.log("train_loss", batch[0])
-        return (self.weight * batch).sum()
+        return (self.weight * batch[0]).sum()
 
-    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
         self.log("held_out_loss", batch[0], batch_size=1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -84,6 +84,14 @@ def test_logs_behind_the_checkpoint_are_written_again(tmp_path: Path) -> None:
         path.unlink()
     assert run_to(6, tmp_path).seen == [4, 5]
     assert [int(row["step"]) for row in rows(tmp_path)] == list(range(6))
+
+
+def test_checkpoints_none_of_which_is_whole_stop_the_run(tmp_path: Path) -> None:
+    run_to(5, tmp_path)
+    for path in (tmp_path / "checkpoints").glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="no checkpoint in .* is whole; bring one back, or remove them all"):
+        run_to(6, tmp_path)
 
 
 def test_ctrl_c_before_the_first_step_is_an_interrupt(tmp_path: Path) -> None:
