@@ -157,7 +157,7 @@ class ImageObjectiveConfig:
         codebook_weight: weight of the quantizer's own loss.
         perceptual_weight: weight of the feature distance; needs the `test` extra's EfficientNet.
         adversarial_weight: weight of the patch discriminator, scaled by the ratio of last-layer gradients.
-        adversarial_start: step at which the discriminator joins.
+        adversarial_start: step at which the discriminator begins to learn, and the tokenizer to heed it (`disc_start`).
         lecam_weight: weight of what holds the discriminator back where pictures are few (LeCAM, arXiv:2104.03310).
     """
 

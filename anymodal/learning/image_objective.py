@@ -117,9 +117,13 @@ class ImageTokenizerObjective(Objective):
             torch.optim.AdamW(module.parameters(), lr=config.learning_rate, betas=(0.5, 0.95), fused=True)
             for module in (self.tokenizer, self.discriminator)
         )
+
+        def rate(_: int) -> float:
+            return rate_at(max(self.global_step, self.losses.adversarial_start), config, self.run.steps)
+
         schedules = [
-            torch.optim.lr_scheduler.LambdaLR(each, lambda step: rate_at(step, config, self.run.steps))
-            for each in (generator, critic)
+            torch.optim.lr_scheduler.LambdaLR(generator, lambda step: rate_at(step, config, self.run.steps)),
+            torch.optim.lr_scheduler.LambdaLR(critic, rate),  # it counts fewer steps
         ]
         result: OptimizerLRScheduler = ([generator, critic], schedules)
         return result
@@ -185,10 +189,14 @@ class ImageTokenizerObjective(Objective):
         return loss
 
     def _adversarial_step(self, real: Tensor, drawn: Tensor, loss: Tensor) -> None:
-        """Update tokenizer and discriminator in turn, the adversarial term scaled by gradients (equation 7)."""
+        """Update tokenizer and discriminator in turn, the adversarial term scaled by gradients (equation 7).
+
+        Both begin at a step, as in the authors' code: of reconstructions that are still poor there is nothing to learn.
+        """
         assert self.discriminator is not None, "only with a discriminator"
         generator, critic = cast(Any, self.optimizers())
-        if self.global_step >= self.losses.adversarial_start:
+        begun = self.global_step >= self.losses.adversarial_start
+        if begun:
             fooled = -self.discriminator(drawn).mean()
             decoder: Any = self.tokenizer.decoder
             last = cast(Any, decoder[-2] if isinstance(decoder, nn.Sequential) else decoder.conv_out).weight
@@ -199,8 +207,17 @@ class ImageTokenizerObjective(Objective):
         self.manual_backward(loss)
         self.configure_gradient_clipping(generator)
         generator.step()
+        schedules = cast(Any, self.lr_schedulers())
+        schedules[0].step()
+        if begun:
+            self._judge(critic, real, drawn.detach())
+            schedules[1].step()
+
+    def _judge(self, critic: Any, real: Tensor, drawn: Tensor) -> None:
+        """Let the discriminator learn from a step."""
+        assert self.discriminator is not None, "only with a discriminator"
         critic.zero_grad()
-        scores = self.discriminator(real), self.discriminator(drawn.detach())
+        scores = self.discriminator(real), self.discriminator(drawn)
         hinge = 0.5 * (F.relu(1 - scores[0]).mean() + F.relu(1 + scores[1]).mean())
         held = hinge
         if self.anchors is not None:
@@ -210,8 +227,6 @@ class ImageTokenizerObjective(Objective):
         clip_or_skip(critic, self.optimizer_config.gradient_clip)
         critic.optimizer.step()  # below Lightning's wrapper, which would count a second step of the run
         self.log("discriminator_loss", hinge.detach(), sync_dist=True)
-        for schedule in cast(Any, self.lr_schedulers()):
-            schedule.step()
 
     @torch.no_grad()
     def _log_step(self, real: Tensor, drawn: Tensor, codes: Int[Tensor, "b rows columns"]) -> None:

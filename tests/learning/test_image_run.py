@@ -59,6 +59,25 @@ def test_halves_equal_the_whole(toy: Any, tmp_path: Path, losses: dict[str, Any]
     assert halves.fingerprint == whole.fingerprint
 
 
+def test_a_discriminator_begins_when_it_is_told_to(toy: Any, tmp_path: Path) -> None:
+    losses = ADVERSARIAL | {"adversarial_start": 2, "lecam_weight": 0.3}
+    train(toy, tmp_path, replace(RUN, checkpoint_every=1, steps=2), **losses)
+    before = weights(tmp_path, 1), weights(tmp_path, 2)
+    train(toy, tmp_path, replace(RUN, checkpoint_every=1, steps=3), **losses)
+    after = weights(tmp_path, 3)
+    for name, tensor in after.items():
+        if name.startswith(("discriminator.", "anchors.")):
+            assert torch.equal(before[0][name], before[1][name]), "steps 0 and 1"
+            assert not torch.equal(before[1][name], tensor), "step 2"
+    assert list(column(tmp_path, "discriminator_loss")) == [2]
+
+
+def weights(out: Path, step: int) -> dict[str, torch.Tensor]:
+    path = out / "checkpoints" / f"step-{step:08d}.ckpt"
+    held: dict[str, torch.Tensor] = DurableCheckpointIO().load_checkpoint(path)["state_dict"]
+    return held
+
+
 def test_a_checkpoint_of_an_earlier_version_is_resumed(toy: Any, tmp_path: Path) -> None:
     """Codes are counted from there on, and what holds the discriminator back begins anew."""
     train(toy, tmp_path, replace(RUN, steps=2), **ADVERSARIAL)
