@@ -233,42 +233,43 @@ class ShardIndex:
 
     def _table(self, shard: int) -> tuple[ShardTable, NDArray[np.int64]]:
         """Return the table of a shard and the rows of it that hold what is needed."""
-
-        def load() -> tuple[ShardTable, NDArray[np.int64]]:
-            table = load_table(self._indexes[shard])
-            if len(table) != sum(self._summaries[shard].holds.values()) or table.summary != self._summaries[shard]:
-                raise ValueError(
-                    f"an index must stay as it is while it is in use: {self._indexes[shard]} has changed; start again"
-                )
-            wanted = np.array([self._lacks(holds) is None for holds in range(1 + max(Holds) * 2)])
-            return table, np.flatnonzero(wanted[table.holds])
-
-        kept: tuple[ShardTable, NDArray[np.int64]] = self._kept("tables", shard, load, OPEN_TABLES)
+        kept: tuple[ShardTable, NDArray[np.int64]] = self._kept("tables", shard, self._load_table, OPEN_TABLES)
         return kept
 
+    def _load_table(self, shard: int) -> tuple[ShardTable, NDArray[np.int64]]:
+        table = load_table(self._indexes[shard])
+        if len(table) != sum(self._summaries[shard].holds.values()) or table.summary != self._summaries[shard]:
+            raise ValueError(
+                f"an index must stay as it is while it is in use: {self._indexes[shard]} has changed; start again"
+            )
+        wanted = np.array([self._lacks(holds) is None for holds in range(1 + max(Holds) * 2)])
+        return table, np.flatnonzero(wanted[table.holds])
+
     def _codes(self, shard: int) -> CodeRecords:
-        records: CodeRecords = self._kept("codes", shard, lambda: CodeRecords(self._records[shard]), OPEN_TABLES)
+        records: CodeRecords = self._kept("codes", shard, self._load_codes, OPEN_TABLES)
         return records
+
+    def _load_codes(self, shard: int) -> CodeRecords:
+        return CodeRecords(self._records[shard])
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         """Read bytes of a shard, fewer where it ends."""
         limit = OPEN_FILES if self.cache is None else min(OPEN_FILES, self.cache.limit)
-        handle = self._kept("files", shard, lambda: _Handle(self._open_file(shard)), limit)
-        return os.pread(handle.descriptor, size, offset)
+        return os.pread(self._kept("files", shard, self._open_file, limit).descriptor, size, offset)
 
-    def _open_file(self, shard: int) -> int:
+    def _open_file(self, shard: int) -> "_Handle":
         if self.cache is not None and is_remote(self.shards[shard]):
-            return self.cache.open(self.shards[shard], *self.contents[shard])
-        return os.open(self.shards[shard], os.O_RDONLY)
+            return _Handle(self.cache.open(self.shards[shard], *self.contents[shard]))
+        return _Handle(os.open(self.shards[shard], os.O_RDONLY))
 
-    def _kept(self, what: str, shard: int, make: Callable[[], Any], limit: int) -> Any:
+    def _kept(self, what: str, shard: int, make: Callable[[int], Any], limit: int) -> Any:
         """Return a thing of a shard from the cache of this process and thread, made where it is not there."""
         if getattr(self._local, "process", None) != os.getpid():  # first use, or on the far side of a fork
             self._local.process = os.getpid()
             self._local.caches = {"files": OrderedDict(), "tables": OrderedDict(), "codes": OrderedDict()}
         cache = self._local.caches[what]
         if shard not in cache:
-            cache[shard] = make()
+            cache[shard] = make(shard)
         cache.move_to_end(shard)
         while len(cache) > limit:
             cache.popitem(last=False)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
+from operator import itemgetter
 
 from anymodal.tokens.batch import Batch, lay_out
 from anymodal.tokens.document import TokenSequence
@@ -70,7 +71,7 @@ def _share(lengths: Sequence[int], count: int) -> tuple[list[list[int]], int]:
         apart = max(0, count - len(first))
         meeting = zip(first[alone:], reversed(second[apart:]), strict=True)
         joined = first[:alone] + second[:apart] + [(size + other, row + more) for (size, row), (other, more) in meeting]
-        joined.sort(key=lambda row: -row[0])
+        joined.sort(key=itemgetter(0), reverse=True)  # leaves equal ones in their order
         emptiest = joined[-1][0] if len(joined) == count else 0
         heappush(heap, (emptiest - joined[0][0], number, joined))
     return sorted(sorted(row) for _, row in heap[0][2]), heap[0][2][0][0]

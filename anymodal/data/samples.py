@@ -235,4 +235,4 @@ def _turns(sample: Sample, reading: Reading) -> list[Turn]:
 def _choice(options: Sequence[str], random: np.random.Generator, reason: str) -> str:
     if not options:
         raise UnfitSample(reason)
-    return options[int(random.integers(len(options)))]
+    return options[int(random.integers(len(options))) if len(options) > 1 else 0]  # one of one takes no random number

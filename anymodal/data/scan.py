@@ -73,13 +73,15 @@ class ShardTable:
         text = self.key_bytes.tobytes()
         return [text[start:end].decode() for start, end in zip([0, *self.key_ends[:-1]], self.key_ends, strict=True)]
 
+    @cached_property
+    def _members(self) -> NDArray[np.int64]:
+        return np.stack([self.extensions, self.offsets, self.sizes, self.crc32s], axis=1, dtype=np.int64)
+
     def places(self, row: int) -> list[Place]:
         """Return where the members of a sample lie."""
-        members = slice(int(self.firsts[row]), int(self.firsts[row + 1]))
-        columns = (self.extensions, self.offsets, self.sizes, self.crc32s)
         names = self.summary.extensions
-        rows = zip(*(column[members].tolist() for column in columns), strict=True)
-        return [Place(names[name], offset, size, crc32) for name, offset, size, crc32 in rows]
+        members = self._members[self.firsts[row] : self.firsts[row + 1]].tolist()
+        return [Place(names[name], offset, size, crc32) for name, offset, size, crc32 in members]
 
     def save(self, stream: BinaryIO) -> None:
         """Write the index as an npz file; the same table gives the same bytes."""

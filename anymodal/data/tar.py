@@ -12,6 +12,7 @@ LARGEST_EXTENDED_HEADER_BYTES = 1 << 20
 EXTENDED_KINDS = b"xgLK"
 KINDS_SET_ASIDE = {b"1": "link", b"2": "link", b"3": "device", b"4": "device", b"6": "device"}
 FOLDER = b"5"
+OCTAL = re.compile(rb"[0-7]*")
 # Only zero-padded checksums: among these two forms no flipped bit turns one into another of the same value.
 CHECKSUM = re.compile(rb"[0-7]{6}\0 |[0-7]{7}\0")
 
@@ -192,7 +193,8 @@ def header_size(block: bytes) -> int:
     """Read the size in a header block alone, its checksum checked; ValueError says what is wrong with it."""
     checksum = block[148:156]
     found = _sum(block) - sum(checksum) + len(checksum) * ord(" ")  # the field itself counts as blanks
-    if not CHECKSUM.fullmatch(checksum) or int(checksum.rstrip(b"\0 "), 8) != found:
+    usual = checksum == b"%06o\0 " % found
+    if not usual and (not CHECKSUM.fullmatch(checksum) or int(checksum.rstrip(b"\0 "), 8) != found):
         raise ValueError("a wrong checksum")
     return _size(block[124:136])
 
@@ -220,6 +222,6 @@ def _size(field: bytes) -> int:
     if field[0] == 0x80:  # base 256, for sizes above 8 GiB
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b" \0")
-    if not re.fullmatch(rb"[0-7]*", digits):
+    if not OCTAL.fullmatch(digits):
         raise ValueError(f"the size {field!r}")
     return int(digits or b"0", 8)

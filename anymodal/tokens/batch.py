@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from anymodal.tokens.document import TokenSequence
@@ -61,20 +63,19 @@ def lay_out(rows: Sequence[Sequence[TokenSequence]], length: int, pad_id: int, l
         ValueError: a row holds more than `length` tokens.
     """
     sequences = [sequence for row in rows for sequence in row]
-    sizes = torch.tensor([len(sequence.ids) for sequence in sequences])
     places = list(_places(rows, length))
-    starts = torch.tensor(places)
-    positions = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    where = starts.repeat_interleave(sizes) + positions
-    written = torch.cat([sequence.ids for sequence in sequences])
-    targets = torch.full_like(written, IGNORE)
-    wanted = torch.cat([sequence.loss for sequence in sequences])[1:] & (positions[1:] > 0)
-    targets[:-1] = torch.where(wanted, written[1:], IGNORE)  # each position predicts the id behind it
+    sizes = np.array([len(sequence.ids) for sequence in sequences])  # arrays, which cost less than small tensors
+    positions = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
+    where = np.repeat(np.array(places), sizes) + positions
+    written = np.concatenate([sequence.ids.numpy() for sequence in sequences])
+    targets = np.full_like(written, IGNORE)
+    wanted = np.concatenate([sequence.loss.numpy() for sequence in sequences])[1:] & (positions[1:] > 0)
+    targets[:-1][wanted] = written[1:][wanted]  # each position predicts the id behind it
 
-    def laid(values: Tensor, empty: int) -> Tensor:
-        flat = torch.full((len(rows) * length,), empty)
+    def laid(values: NDArray[np.int64], empty: int) -> Tensor:
+        flat = np.full(len(rows) * length, empty)
         flat[where] = values
-        return flat.view(len(rows), length)
+        return torch.from_numpy(flat).view(len(rows), length)
 
     pixels: list[Tensor] = []
     index: list[Tensor] = []
@@ -88,7 +89,7 @@ def lay_out(rows: Sequence[Sequence[TokenSequence]], length: int, pad_id: int, l
         ids=laid(written, pad_id),
         targets=laid(targets, IGNORE),
         positions=laid(positions, 0),
-        documents=laid(torch.arange(len(sequences)).repeat_interleave(sizes), PADDING),
+        documents=laid(np.repeat(np.arange(len(sequences)), sizes), PADDING),
         **looked,
     )
 

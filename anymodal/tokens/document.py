@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -218,11 +219,13 @@ class DocumentEncoder:
             kind = f"a tensor of {picture.dtype}" if isinstance(picture, Tensor) else type(picture).__name__
             raise ValueError(f"a picture must be whole-number codes here, not {kind}; use the image tokenizer first")
         head = self._head(self._held(tuple(picture.shape)))
-        ids = self.vocabulary.to_ids(picture)
+        codes, table = picture.numpy(force=True), self.vocabulary.table().numpy()  # small tensors cost more
+        if codes.min() < 0 or codes.max() >= len(table):
+            self.vocabulary.to_ids(picture)  # says what is wrong
+        rows: list[list[int]] = table[codes].tolist()
         if self._eol is not None:
-            ids = torch.nn.functional.pad(ids, (0, 1), value=self._eol)
-        flat: list[int] = ids.flatten().tolist()
-        return [*head, *flat, *self._tail]
+            rows = [[*row, self._eol] for row in rows]
+        return [*head, *chain.from_iterable(rows), *self._tail]
 
     def look_ids(self) -> list[int]:
         """Write the block of a picture that the understanding path reads."""
@@ -274,15 +277,16 @@ class _Writer:
     def __init__(self, encoder: DocumentEncoder) -> None:
         self.encoder = encoder
         self.ids: list[int] = []
-        self.loss: list[bool] = []
+        self.targets: list[slice] = []
         self.looks: list[tuple[int, Tensor]] = []
         self.waiting: list[str] = []
         self.waiting_loss = False
 
     def add(self, ids: list[int], *, loss: bool) -> None:
         self.flush()
+        if loss:
+            self.targets.append(slice(len(self.ids), len(self.ids) + len(ids)))
         self.ids += ids
-        self.loss += [loss] * len(ids)
 
     def text(self, text: str, *, loss: bool) -> None:
         if loss != self.waiting_loss:
@@ -327,9 +331,11 @@ class _Writer:
 
     def sequence(self) -> TokenSequence:
         self.flush()
-        if self.loss:
-            self.loss[0] = False  # nothing stands before the first id that could predict it
-        ids, loss = np.array(self.ids, dtype=np.int64), np.array(self.loss, dtype=np.bool_)  # torch reads lists slowly
+        ids = np.array(self.ids, dtype=np.int64)  # torch reads lists slowly
+        loss = np.zeros(len(ids), dtype=np.bool_)
+        for run in self.targets:
+            loss[run] = True
+        loss[:1] = False  # nothing stands before the first id that could predict it
         return TokenSequence(torch.from_numpy(ids), torch.from_numpy(loss), tuple(self.looks))
 
 

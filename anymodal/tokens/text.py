@@ -14,6 +14,7 @@ from anymodal.tokens.files import MAX_SIDE_BYTES, read_bytes
 
 _ALPHABET = 256  # every byte is a token, so that every string has ids
 _MAX_IDS = 2**24
+_KEPT_TEXTS, _KEPT_CHARACTERS = 8192, 256  # questions, answers and captions come again, epoch by epoch
 
 
 class TextTokenizer:
@@ -41,6 +42,7 @@ class TextTokenizer:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self._known: dict[str, tuple[int, ...]] = {}
 
     @classmethod
     def learn(cls, texts: Iterable[str], vocab_size: int, specials: Sequence[str] = SPECIALS) -> "TextTokenizer":
@@ -105,11 +107,18 @@ class TextTokenizer:
         Raises:
             ValueError: the text holds a lone surrogate, which UTF-8 cannot encode.
         """
+        if text in self._known:
+            return list(self._known[text])
         try:
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         except TypeError as error:
             _checked(text)
             raise error
+        if len(text) <= _KEPT_CHARACTERS:
+            if len(self._known) >= _KEPT_TEXTS:
+                self._known.clear()
+            self._known[text] = tuple(ids)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Give the text of ids; specials are left out, bytes that are not UTF-8 become U+FFFD."""

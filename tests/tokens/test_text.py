@@ -23,6 +23,18 @@ def test_any_text_survives_and_never_becomes_a_special(text: str) -> None:
     assert set(ids) <= set(TOKENIZER.text_ids)
 
 
+def test_texts_that_come_again_have_ids_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anymodal.tokens.text._KEPT_TEXTS", 2)
+    monkeypatch.setattr(TOKENIZER, "_known", {})
+    texts = ["a red apple", "two dogs", "a blue tile", "a red apple", "a red apple" * 40] * 2
+    for text in texts:
+        ids = TOKENIZER.encode(text)
+        assert ids == TOKENIZER._tokenizer.encode(text, add_special_tokens=False).ids
+        ids.clear()
+        assert len(TOKENIZER._known) <= 2
+    assert all(len(text) < 100 for text in TOKENIZER._known)
+
+
 def test_specials_take_the_first_ids_and_decode_to_nothing() -> None:
     assert TOKENIZER.specials == {name: index for index, name in enumerate(SPECIALS)}
     assert TOKENIZER.decode([5, *TOKENIZER.encode("a dog"), 2]) == "a dog"
