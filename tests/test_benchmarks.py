@@ -150,7 +150,7 @@ def test_loading_stands_beside_webdataset(programs: dict[str, ModuleType], tmp_p
         assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in samples[what]["seconds"].values())
         assert name in samples[what]["seconds"]
     assert readme.read_text().count("| token samples | anymodal, codes from records |") == 1
-    assert "Beside 1 % of bad samples, batches take " in readme.read_text()
+    assert "Where 1 % more samples are bad, batches of pictures take " in readme.read_text()
 
 
 def test_costs_are_counted_for_every_stage(programs: dict[str, ModuleType], tmp_path: Path, root: Path) -> None:
