@@ -6,6 +6,7 @@
 Pictures are written as OUT/000.png, OUT/001.png, ... beside OUT/sheet.png, a contact sheet of all of them.
 """
 
+import sys
 from pathlib import Path
 
 from anymodal.decoding.config import EngineConfig, Native
@@ -56,8 +57,6 @@ def main(
         native: sample with a kernel that the system's C compiler builds, once; auto: where it can, on a CPU.
         engine: how the sampler works.
     """
-    import sys
-
     from anymodal.data.sheet import save_pictures
     from anymodal.pipeline import from_pretrained
 
