@@ -224,7 +224,8 @@ class StepData(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make pixels in [-1, 1] of pictures that came as bytes."""
-        return scaled(batch, PICTURE_FIT.scale) if isinstance(batch, Tensor) else batch
+        is_picture = isinstance(batch, Tensor) and batch.dtype == torch.uint8
+        return scaled(batch, PICTURE_FIT.scale) if is_picture else batch
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Continue where the trainer stands."""

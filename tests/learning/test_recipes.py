@@ -29,7 +29,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(
     path for model in ("janus*", "chameleon*", "emu3*", "llamagen*") for path in CONFIGS.glob(f"{model}/*")
 )
-STEPS = 15
+STEPS = 60  # on one batch, until it is known by heart
 
 
 def twin(toy: Any, model: str) -> ModelFolder:
@@ -102,7 +102,7 @@ def read(path: Path) -> Mapping[str, Any]:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_recipe_teaches_its_parts_and_no_other(toy: Any, interleaved: str, path: Path) -> None:
+def test_a_recipe_overfits_a_batch_with_its_parts_and_no_other(toy: Any, interleaved: str, path: Path) -> None:
     data = read(path)
     stage, run = from_dict(StageConfig, data["stage"], "stage"), from_dict(RunConfig, data["run"], "run")
     shipped = from_dict(OptimizerConfig, data["optimizer"], "optimizer")
@@ -117,7 +117,9 @@ def test_a_recipe_teaches_its_parts_and_no_other(toy: Any, interleaved: str, pat
     weights = {"text": stage.text_weight, "image": stage.image_weight}
     for modality in (modality for modality, weight in weights.items() if weight):
         name = f"train_{modality}_loss"
-        assert losses[-1][name] < losses[0][name] - 0.01, f"{name}: {losses[0][name]} to {losses[-1][name]}"
+        known = f"{modality}_head" in (stage.trains or before)  # what has no head of its own to train only leans
+        most = 0.2 * losses[0][name] if known else losses[0][name] - 0.01
+        assert losses[-1][name] < most, f"{name}: {losses[0][name]} to {losses[-1][name]}"
     for part, pieces in parts_of(parts.model).items():
         same = [torch.equal(piece.values, old) for piece, old in zip(pieces, before[part], strict=True)]
         trained = part in (stage.trains or before)
