@@ -30,10 +30,11 @@ def _shape(name: str, shape: Found) -> Iterator[str]:
         machine = measured["machine"]
         where = "; ".join([machine["Processor"], *([machine["Accelerator"]] if measured["device"] == "cuda" else [])])
         batches = list(measured["samplers"][0]["pictures"])
+        at_once = "picture" if batches == ["1"] else "pictures"
         yield (
             f"**{name}**, {family.capitalize()} of {measured['parameters'] / 1e6:.0f} M parameters, "
             f"{measured['tokens']} codes a picture, guidance {measured['guidance']:g}; "
-            f"{' / '.join(batches)} pictures at once. {where}; read bandwidth {measured['bandwidth_gb_s']:.1f} GB/s; "
+            f"{' / '.join(batches)} {at_once} at once. {where}; read bandwidth {measured['bandwidth_gb_s']:.1f} GB/s; "
             f"torch {measured['torch']}, transformers {measured['transformers']}; medians of {measured['rounds']}; "
             f"{measured['date']}, commit {measured['commit']}."
         )

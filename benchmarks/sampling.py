@@ -146,9 +146,10 @@ def measure(family: Family, folder: Path, options: Options) -> dict[str, Any]:
         for label, kl in divergences(runners).items():
             samplers[label]["kl"] = kl
     embedded = models["float32"].get_input_embeddings().weight.numel()
+    asks = family.logits is not None and options.mixed > 0
     return {
         "tokens": tokens, "weights": weights, "parameters": weights + embedded, "guidance": family.guidance,
-        "samplers": list(samplers.values()), "mixed": mixed(ours, options) if family.logits is not None else [],
+        "samplers": list(samplers.values()), "mixed": mixed(ours, options) if asks else [],
     }  # fmt: skip
 
 
@@ -238,7 +239,7 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, help="codes of a picture, a square; by default as the shape has it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--mixed", type=int, default=MIXED_REQUESTS, help="requests of the mixed batch")
+    parser.add_argument("--mixed", type=int, default=MIXED_REQUESTS, help="requests of the mixed batch, if any")
     parser.add_argument("--out", type=Path, default=HERE / "sampling.json", help="the plot gets its name, too")
     parser.add_argument("--readme", type=Path, nargs="?", const=HERE / "README.md", help="splice the tables into it")
     parser.add_argument("--quick", action="store_true", help="the toy shape, one round")
@@ -274,6 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     families[family] = {**beside, **measure(FAMILIES[family], Path(folder), asked)}
                 options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = {name: found[name] for name in SHAPES if name in found}
     options.out.with_suffix(".svg").write_text(bars(found), encoding="utf-8")
     publish(found, tables(found), options.out, options.readme, "sampling")
 
