@@ -46,16 +46,20 @@ def home(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(home, with_pip=False, symlinks=True)
     python = home / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*pip, str(wheel)], check=True)
+    subprocess.run([*pip, str(wheel)], check=True, env=clean_environment())
     site = sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)})
     Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")  # behind the wheel on the path
     return home
 
 
+def clean_environment() -> dict[str, str]:
+    """Where PYTHONPATH names a checkout, pip takes its package for installed."""
+    return {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+
+
 def run(home: Path, program: str, *words: str, cwd: Path) -> str:
-    env = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "VIRTUAL_ENV"}}
     command = [str(home / "bin" / program), *words]
-    result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=cwd, env=clean_environment(), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
