@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from anymodal.model import varlen
 from anymodal.model.cache import CacheStep
 from anymodal.model.config import TransformerConfig
 from anymodal.tokens.batch import moved
@@ -24,15 +25,21 @@ class Segments:
     Documents of like lengths make a group: only short ones pay for one that is more than twice as long. In a group,
     `gather[s, j]` is the flat position of token j of document s, whose last one is repeated up to the longest of the
     group; `scatter[i]` is the place of flat position i in the gathered documents of all groups.
+
+    Where a kernel takes all documents at once, they stand between `edges` of the flat positions, a run of padding for
+    one of them, and the longest has `longest` tokens.
     """
 
     gather: tuple[Tensor, ...]  # [s, l] each
     scatter: Int[Tensor, " bn"]
+    edges: Int[Tensor, " d"]
+    longest: int
 
     @classmethod
     def of(cls, documents: Int[Tensor, "b n"]) -> "Segments":
         """Find the documents of a batch that is on the host. Padding (-1) is of none."""
         flat = documents.flatten().clone()
+        _, runs = torch.unique_consecutive(flat, return_counts=True)
         padding = flat < 0
         flat[padding] = flat.max() + 1 + torch.arange(int(padding.sum()))
         _, counts = torch.unique_consecutive(flat, return_counts=True)
@@ -49,12 +56,16 @@ class Segments:
             scatter[group[valid]] = place + torch.arange(group.numel()).view_as(group)[valid]
             groups.append(group)
             place += group.numel()
-        return cls(gather=tuple(groups), scatter=scatter)
+        edges = F.pad(runs.cumsum(0), (1, 0)).int()
+        return cls(gather=tuple(groups), scatter=scatter, edges=edges, longest=int(runs.max()))
 
     def to(self, device: torch.device) -> "Segments":
         """Move every tensor to `device`."""
         return Segments(
-            gather=tuple(moved(group, device) for group in self.gather), scatter=moved(self.scatter, device)
+            gather=tuple(moved(group, device) for group in self.gather),
+            scatter=moved(self.scatter, device),
+            edges=moved(self.edges, device),
+            longest=self.longest,
         )
 
     def gathered(self, x: Float[Tensor, "b n heads k"]) -> list[Tensor]:
@@ -117,9 +128,7 @@ class Attention(nn.Module):
             q, k, v = (proj(x).unflatten(-1, (-1, width)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(torch.cat((self.q_norm(q), self.k_norm(k)), dim=2), rotary).split(heads[:2], dim=2)
         if isinstance(context, Segments):
-            groups = zip(*map(context.gathered, (q, k, v.to(q.dtype))), strict=True)
-            mixed = [self._mix(*(each.transpose(1, 2) for each in group)) for group in groups]
-            return self.o_proj(context.scattered(mixed).view(*x.shape[:2], -1).to(x.dtype))
+            return self.o_proj(self._within(context, q, k, v.to(q.dtype)).view(*x.shape[:2], -1).to(x.dtype))
         k, v = k.transpose(1, 2), v.to(q.dtype).transpose(1, 2)
         mask, causal = None, True
         if isinstance(context, CacheStep):
@@ -129,6 +138,23 @@ class Attention(nn.Module):
             if out is not None:
                 return self.o_proj(out.flatten(2).to(x.dtype))
         return self.o_proj(self._mix(q.transpose(1, 2), k, v, mask, causal).to(x.dtype))
+
+    def _within(
+        self,
+        documents: Segments,
+        q: Float[Tensor, "b n heads k"],
+        k: Float[Tensor, "b n kv_heads k"],
+        v: Float[Tensor, "b n kv_heads k"],
+    ) -> Float[Tensor, "bn d"]:
+        """Attend, within documents."""
+        kind = q.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
+        drops = self.training and self.config.attention_dropout > 0
+        if not drops and varlen.takes(q.device, dtype, self.config.head_dim):
+            q, k, v = (each.to(dtype).flatten(0, 1) for each in (q, k, v))
+            return varlen.attend(q, k, v, documents.edges, documents.longest).flatten(1)
+        groups = zip(*map(documents.gathered, (q, k, v)), strict=True)
+        return documents.scattered([self._mix(*(each.transpose(1, 2) for each in group)) for group in groups])
 
     def _mix(
         self,
