@@ -151,7 +151,7 @@ class Pipeline:
         them has j * 2**32 added to its seed.
 
         Raises:
-            ValueError: the model cannot draw this size, or a prompt does not fit the context, `best_of` is below 1.
+            ValueError: the model cannot draw this size, a prompt does not fit the context, or `best_of` is below 1.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         tries = self.generation.best_of if best_of is None else replace(self.generation, best_of=best_of).best_of
@@ -275,8 +275,13 @@ class Pipeline:
         sequence = self.encoder.encode(prompt)
         control = torch.tensor(sorted(self.vocabulary.specials.values()))
         counted = TokenSequence(sequence.ids, sequence.loss & ~torch.isin(sequence.ids, control), sequence.looks)
-        with torch.inference_mode():
-            losses = self.model(self._batch([counted])).losses
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                losses = self.model(self._batch([counted])).losses
+        finally:
+            self.model.train(training)
         return -float(sum(float(part.total) for part in losses.values()))
 
     def prepare(self, documents: Sequence[Document]) -> Batch:

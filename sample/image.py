@@ -70,4 +70,4 @@ def main(
     paths = save_pictures(images, out, captions)
     for path, caption in zip(paths, [*captions, "all of them"], strict=True):
         print(f"{path}: {caption}")
-    sys.stderr.write(pipe.usage.report("image"))
+    sys.stderr.write(pipe.usage.report("drawing"))

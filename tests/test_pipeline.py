@@ -57,6 +57,14 @@ def test_the_best_of_drawings_is_the_one_that_is_told_from_best(pipe: Pipeline) 
         pipe.generate_image("a cat", best_of=0)
 
 
+def test_a_model_that_learns_judges_without_dropout(toy: Any) -> None:
+    pipe = Pipeline(toy.parts(dropout=0.5))
+    pipe.model.train()
+    told = {pipe.log_likelihood([IMAGE, "What is it?"], "a dog") for _ in range(3)}
+    assert len(told) == 1
+    assert pipe.model.training
+
+
 def test_answers_are_one_a_question(pipe: Pipeline) -> None:
     one = pipe.answer(IMAGE, "What is it?", max_new_tokens=5)
     assert isinstance(one, str)
