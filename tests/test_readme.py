@@ -40,7 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_python_runs(root: Path, here: Path) -> None:
     (code,) = blocks(root, "python")
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102
-    assert (here / "fox.png").is_file()
+    assert (here / "star.png").is_file()
 
 
 def test_sampling_commands_run(root: Path, here: Path) -> None:
