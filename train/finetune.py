@@ -52,7 +52,9 @@ def main(
         print(plan(pipe.parts, data=data, stage=stage, optimizer=optimizer, run=run, out=out))
         return 0
     show = snapshots(pipe, prompts, first_questions(data), out / "samples") if run.sample_every else None
-    code = train_unified(pipe.parts, data=data, stage=stage, optimizer=optimizer, run=run, out=out, show=show)
+    code = train_unified(
+        pipe.parts, data=data, stage=stage, optimizer=optimizer, run=run, out=out, base=model, show=show
+    )
     if is_first():
         print(f"{out / 'model'}: {run.steps} steps" if code == 0 else f"{out}: stopped; the same command resumes")
     return code

@@ -14,6 +14,7 @@ from anymodal.data.opening import open_shards, parts_of
 from anymodal.data.progress import track
 from anymodal.data.samples import Reading, codes_of, fingerprints_of
 from anymodal.learning.batches import DocumentBatches, StepData, check_codes
+from anymodal.learning.card import write_card
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
 from anymodal.learning.distributed import quiet_unless_first
 from anymodal.learning.fitting import fit_and_save
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 HELD_OUT_SEED = 1_000_003
 
 
-def train_unified(
+def train_unified(  # noqa: PLR0913  (one argument a section of the configuration)
     parts: ModelFolder,
     *,
     data: DataConfig,
@@ -41,15 +42,20 @@ def train_unified(
     optimizer: OptimizerConfig,
     run: RunConfig,
     out: Path,
+    base: str = "",
     show: Callable[[int], None] | None = None,
 ) -> int:
     """Train `parts.model` as `stage` says and write the best model to `out/model`; the same call resumes.
+
+    The card of that model names `base`, the model that it began from.
 
     Returns the exit code: 0 when the run is complete.
 
     Raises:
         ValueError: the stage or the shards do not fit the model, or the shards hold too many bad samples.
     """
+    sections = {"data": data, "stage": stage, "optimizer": optimizer, "run": run}
+    parts.card = write_card(parts, base, sections)
     num_trained = sum(each.parameter.numel() for each in trained_of(parts.model, stage))
     pl.seed_everything(run.seed, verbose=False)
     train = document_batches(parts, data, data.train, stage, run)
