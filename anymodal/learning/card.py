@@ -12,7 +12,7 @@ from anymodal.tokens.weights import num_parameters
 
 
 def write_card(parts: ModelFolder, base: str, sections: Mapping[str, Any]) -> str:
-    """Return the card of trained `parts`; `sections` are the run's, `base` is the model that it began from, or empty."""
+    """Return the card of trained `parts`; `sections` are the run's, `base` what it began from, or empty."""
     config = parts.model.config
     looks = "as codes" if config.understanding is None else "through an understanding encoder"
     writes = "one shared head" if config.heads == "shared" else "a head a modality"
