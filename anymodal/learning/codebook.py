@@ -29,9 +29,8 @@ class CodebookUsage(nn.Module):
 
     @torch.no_grad()
     def add(self, counts: Int[Tensor, " k"]) -> None:
-        """Add how often a step used every code, and forget a little of the steps before."""
-        used = float(counts.sum())
-        self.counts *= 1 - min(1 / MEMORY_STEPS, used / (MEMORY_USES * len(self.counts)))
+        """Add how often a step used every code, and forget a little of the steps before; no device is waited for."""
+        self.counts *= 1 - (counts.sum() / (MEMORY_USES * len(self.counts))).clamp(max=1 / MEMORY_STEPS)
         self.counts += counts
 
     @property

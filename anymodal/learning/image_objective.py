@@ -69,8 +69,8 @@ class Anchors(nn.Module):
         """Move towards the scores of a step, over all processes; scores that are no numbers move nothing."""
         means = sum_over_ranks(torch.stack([real.mean(), drawn.mean(), torch.ones_like(real.mean())]).float())
         means = means[:2] / means[2]
-        if bool(torch.isfinite(means).all()):
-            self.averages.lerp_(means, 1 - ANCHOR_DECAY)
+        moved = self.averages.lerp(means, 1 - ANCHOR_DECAY)
+        self.averages.copy_(torch.where(torch.isfinite(means).all(), moved, self.averages))
 
 
 class ImageTokenizerObjective(Objective):
@@ -142,8 +142,11 @@ class ImageTokenizerObjective(Objective):
             self._revive(batch)
         result = self.tokenizer(batch) if self.learns_codes else self.tokenizer.redraw(batch)
         loss = self._reconstruction(batch, result.pixels) + self.losses.codebook_weight * result.codebook_loss
-        self._log_step(batch, result.pixels, result.codes)
-        self.log("train_loss", loss.detach(), prog_bar=True, sync_dist=True)
+        self._count(result.codes)
+        if (self.global_step + 1) % self.run.log_every == 0:  # what a bar shows, the host waits for
+            self.log("train_loss", loss.detach(), prog_bar=True, sync_dist=True)
+            self.log("train_psnr", psnr(batch, result.pixels.detach()).mean(), prog_bar=True, sync_dist=True)
+            self._log_codebook()
         if self.discriminator is None:
             return loss
         self._adversarial_step(batch, result.pixels, loss)
@@ -229,12 +232,16 @@ class ImageTokenizerObjective(Objective):
         self.log("discriminator_loss", hinge.detach(), sync_dist=True)
 
     @torch.no_grad()
-    def _log_step(self, real: Tensor, drawn: Tensor, codes: Int[Tensor, "b rows columns"]) -> None:
-        self.usage.add(sum_over_ranks(torch.bincount(codes.flatten(), minlength=self.tokenizer.codebook_size)))
+    def _count(self, codes: Int[Tensor, "b rows columns"]) -> None:
+        """Count the codes of a step, over all processes; `torch.bincount` would wait for the largest."""
+        counts = torch.zeros(self.tokenizer.codebook_size, dtype=torch.long, device=codes.device)
+        self.usage.add(sum_over_ranks(counts.scatter_add_(0, codes.flatten(), torch.ones_like(codes).flatten())))
+
+    def _log_codebook(self) -> None:
+        """Log how many codes are in use, and warn when they have become few."""
         dead = float(self.usage.dead.float().mean())
         self.log("codebook_perplexity", self.usage.perplexity)
         self.log("codebook_used", 1 - dead)
-        self.log("train_psnr", psnr(real, drawn).mean(), prog_bar=True, sync_dist=True)
         collapsed = self.usage.collapsed and self.global_step >= SETTLED_STEPS
         if collapsed and not self.collapsed:
             log.warning(

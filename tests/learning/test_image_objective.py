@@ -22,7 +22,7 @@ def make(features: Any = None, **losses: Any) -> ImageTokenizerObjective:
         tokenizer,
         losses=ImageObjectiveConfig(**losses),
         optimizer=OptimizerConfig(),
-        run=RunConfig(),
+        run=RunConfig(log_every=1),
         features=features,
     )
     objective.logged = {}  # type: ignore[assignment]

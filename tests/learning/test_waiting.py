@@ -15,10 +15,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anymodal.learning.batches import DocumentBatches
-from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
+from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunConfig, StageConfig
 from anymodal.learning.guard import clip_or_skip
+from anymodal.learning.image_run import train_image_tokenizer
 from anymodal.learning.objective import UnifiedObjective
 from anymodal.learning.unified_run import document_batches, train_unified
+from anymodal.tokens.image import ImageTokenizer
+from anymodal.tokens.image_config import ImageTokenizerConfig, QuantizerConfig
 
 WAITS = {
     "_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "repeat_interleave", "_unique2",
@@ -31,6 +34,8 @@ ALLOWED = {
     ("learning/callbacks.py", "on_train_batch_end"): "counts on the host's own copy of a batch",
     ("callbacks/weight_averaging.py", "on_train_batch_end"): "reads a count that `Averaging` keeps on the host",
     ("learning/objective.py", "_log_losses"): "logs, at their interval",
+    ("learning/image_objective.py", "_log_codebook"): "the same",
+    ("learning/image_objective.py", "_revive"): "every hundredth step",
     ("logger_connector/logger_connector.py", "update_train_step_metrics"): "the same",
     ("logger_connector/logger_connector.py", "on_batch_end"): "reads what a bar shows, which is logged from the host",
 }
@@ -81,6 +86,36 @@ def test_a_run_waits_for_nothing_between_its_logs(
     stage = StageConfig(seq_len=256, code_noise=0.2)
     with watch:
         train_unified(toy.parts(), data=toy.data, stage=stage, optimizer=OptimizerConfig(), run=run, out=tmp_path)
+    assert not watch.waits, "\n".join(sorted(watch.waits))
+
+
+@pytest.mark.parametrize("kind", ["fsq", "lfq", "simvq"])  # a moving average looks for dead codes in every step
+@pytest.mark.parametrize("adversarial", [0.0, 0.5])
+def test_an_image_tokenizer_waits_for_nothing_between_its_logs(
+    toy: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    disturb: Callable[..., None],
+    kind: Any,
+    adversarial: float,
+) -> None:
+    levels = (4, 4) if kind == "fsq" else ()
+    quantizer = QuantizerConfig(kind=kind, codebook_size=16, codebook_dim=4, levels=levels)
+    config = ImageTokenizerConfig(channels=(8,), norm_groups=4, blocks=1, latent_channels=8, quantizer=quantizer)
+    losses = ImageObjectiveConfig(
+        size=16, adversarial_weight=adversarial, adversarial_start=0, lecam_weight=0.1 * adversarial
+    )
+    watch = Watch()
+    disturb(monkeypatch, watch)
+    with watch:
+        train_image_tokenizer(
+            ImageTokenizer(config),
+            data=toy.data,
+            losses=losses,
+            optimizer=OptimizerConfig(),
+            run=RunConfig(steps=5, batch_size=4, log_every=4, validate_every=0, precision="float32"),
+            out=tmp_path,
+        )
     assert not watch.waits, "\n".join(sorted(watch.waits))
 
 
