@@ -263,20 +263,22 @@ class Engine:
 
     def _choose(self, speculates: bool) -> tuple[Int[Tensor, " b"], Int[Tensor, "4 b"]]:
         """Choose an id for every request; return ids, and for the host ids, faults, states and their kinds."""
-        kind = self.automata.kind[self.state]
         ids, faults = self.automata.forced[self.state], torch.zeros_like(self.state)
         for which in (TEXT, CODE):
             places = self._places(which)
             if not places:
                 continue
-            rows = self._rows_of(which, places)
-            positions, state = self.positions[rows.lives], self.state[rows.lives]
+            rows, alike = self._rows_of(which, places), len(places) == len(self.lives)
+            positions, state = (each if alike else each[rows.lives] for each in (self.positions, self.state))
             if which == CODE:
                 choice = self.heads.codes(self.hidden, rows, positions)
             else:
                 closed = [i for i, place in enumerate(places) if self._is_closed(self.lives[place])]
                 choice = self.heads.texts(self.hidden, rows, positions, self.automata.grammar, state, closed)
-            due = kind[rows.lives] == which
+            if alike and self._in_lockstep():
+                ids, faults = choice
+                break
+            due = self.automata.kind[state] == which
             ids[rows.lives] = torch.where(due, choice.ids, ids[rows.lives])
             faults[rows.lives] = torch.where(due, choice.faults, faults[rows.lives])
         if speculates:
@@ -287,11 +289,8 @@ class Engine:
 
     def _places(self, which: int) -> tuple[int, ...]:
         """Return the requests that choose, or where the host is behind may choose, by a head."""
-        if not self._in_lockstep():
-            found = (i for i, live in enumerate(self.lives) if which in live.kinds)
-        else:
-            found = (i for i, live in enumerate(self.lives) if live.kind == which)
-        return tuple(found)
+        known = self._in_lockstep()
+        return tuple(i for i, live in enumerate(self.lives) if (live.kind == which if known else which in live.kinds))
 
     def _rows_of(self, which: int, places: tuple[int, ...]) -> Rows:
         if (which, places) not in self._rows:

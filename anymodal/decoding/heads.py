@@ -122,7 +122,7 @@ class Rows:
 
     `slots` holds the requests' own rows first, then the unconditional ones of the guided, then those that see pictures
     alone; `lives` are the places of the requests among all, `guided` those of the guided among these, `three_way` those
-    of three-way guidance among the guided.
+    of three-way guidance among the guided. Slots `in_order` count from zero on.
     """
 
     lives: Int[Tensor, " b"]
@@ -134,6 +134,7 @@ class Rows:
     scale: Float[Tensor, " g"]
     image_scale: Float[Tensor, " t"]
     interval: Int[Tensor, "2 g"] | None
+    in_order: bool
 
     @classmethod
     def of(cls, lives: Sequence[Live], places: Sequence[int], kind: int, device: torch.device) -> "Rows":
@@ -158,7 +159,12 @@ class Rows:
             scale=torch.tensor([image.guidance_scale for image in images], device=device),
             image_scale=torch.tensor([images[place].image_guidance_scale for place in three_way], device=device),
             interval=limits,
+            in_order=slots == list(range(len(slots))),
         )
+
+    def of_hidden(self, hidden: Float[Tensor, "s d"]) -> Float[Tensor, "r d"]:
+        """Return the hidden states at `slots`."""
+        return hidden if self.in_order and len(hidden) == len(self.slots) else hidden[self.slots]
 
     def guide(self, logits: Float[Tensor, "r v"], positions: Int[Tensor, " b"]) -> Float[Tensor, "b v"]:
         """Compare the logits of a request's rows, in the order of `slots`."""
@@ -172,13 +178,14 @@ class Rows:
             inside = (self.interval[0] <= here) & (here < self.interval[1])
             scale = torch.where(inside, scale, 1.0)
             image_scale = torch.where(inside[self.three_way], image_scale, 1.0)
-        own = conditional[self.guided]
+        everyone = len(self.guided) == len(self.lives)
+        own = conditional if everyone else conditional[self.guided]
         pushed = guide(own, unconditional, scale)
         if len(self.three_way):
             mine = self.three_way
             by_both = guide_three_ways(own[mine], pictures, unconditional[mine], scale[mine], image_scale)
             pushed = pushed.index_copy(0, mine, by_both)
-        return conditional.index_copy(0, self.guided, pushed)
+        return pushed if everyone else conditional.index_copy(0, self.guided, pushed)
 
 
 @dataclass(eq=False)
@@ -202,9 +209,8 @@ class Heads:
 
     def code_logits(self, hidden: Float[Tensor, "s d"], rows: Rows, positions: Int[Tensor, " b"]) -> Tensor:
         """Return guided logits over the image codes."""
-        logits = (
-            self.model.image_logits(hidden)[rows.slots] if self.whole else self.model.image_logits(hidden[rows.slots])
-        )
+        image_logits = self.model.image_logits
+        logits = image_logits(hidden)[rows.slots] if self.whole else image_logits(rows.of_hidden(hidden))
         return rows.guide(logits, positions)
 
     def codes(self, hidden: Float[Tensor, "s d"], rows: Rows, positions: Int[Tensor, " b"]) -> Choice:
@@ -223,9 +229,8 @@ class Heads:
         closed: Sequence[int],
     ) -> Choice:
         """Choose what the grammar allows outside of pictures; rows in `closed` must not begin one."""
-        logits = (
-            self.model.text_logits(hidden)[rows.slots] if self.whole else self.model.text_logits(hidden[rows.slots])
-        )
+        text_logits = self.model.text_logits
+        logits = text_logits(hidden)[rows.slots] if self.whole else text_logits(rows.of_hidden(hidden))
         allowed = grammar.mask(state)[:, : self.model.num_text_rows]
         if closed:
             allowed[_tensor(closed, allowed.device), self.boi] = False

@@ -32,7 +32,8 @@ class Sampler:
             SamplingError: the logits of a row are unusable; the other rows were finished.
         """
         training = self.model.training
-        self.model.eval()
+        if training:  # telling every module takes as long as a step of a small model
+            self.model.eval()
         try:
             engine = Engine(self.model, self.config)
             tickets = [engine.submit(request) for request in requests]
@@ -44,7 +45,8 @@ class Sampler:
                 step += 1
             self.passes = engine.passes
         finally:
-            self.model.train(training)
+            if training:
+                self.model.train()
         for ticket in tickets:
             if ticket.error is not None:
                 raise ticket.error

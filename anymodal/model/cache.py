@@ -85,7 +85,9 @@ class KVCache:
         if needed > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens a row, {needed} are needed; make it larger.")
         lengths = self.lengths[rows]
-        places = lengths[:, None] + torch.arange(count, device=lengths.device)
+        places = lengths[:, None].clone()
+        if count > 1:
+            places = places + torch.arange(count, device=lengths.device)
         shown = needed if not self.bucket else min(self.capacity, -(-needed // self.bucket) * self.bucket)
         even = not self.bucket and len(set(filled)) == 1
         fresh = even and filled[0] == 0
