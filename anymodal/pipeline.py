@@ -168,9 +168,9 @@ class Pipeline:
             for j in range(tries)
         ]
         codes = [self.prompter.codes_of(ids) for ids in self._timed(requests)]
-        images = [self.prompter.decode_picture(each) for each in codes]
         wanted = [text for text in prompts for _ in range(num_images)]
-        return [self._best(images[k * tries : (k + 1) * tries], text) for k, text in enumerate(wanted)]
+        kept = [self._best(codes[k * tries : (k + 1) * tries], text) for k, text in enumerate(wanted)]
+        return [self.prompter.decode_picture(each) for each in kept]
 
     def answer(  # noqa: PLR0913
         self,
@@ -310,11 +310,15 @@ class Pipeline:
         """Pass pictures through the image tokenizer: the best that the model could draw."""
         return [self.prompter.decode_picture(self.prompter.encode_picture(image)) for image in images]
 
-    def _best(self, images: Sequence[Image.Image], prompt: str) -> Image.Image:
-        """Return the picture from which the model is likeliest to tell the prompt."""
-        if len(images) == 1:
-            return images[0]
-        return max(images, key=lambda image: self.log_likelihood([image, DESCRIBE], prompt))
+    def _best(self, drawings: Sequence[Int[Tensor, "rows columns"]], prompt: str) -> Int[Tensor, "rows columns"]:
+        """Return the codes of the drawing from which the model is likeliest to tell the prompt."""
+        if len(drawings) == 1:
+            return drawings[0]
+        looks: Sequence[Any] = drawings
+        if self.model.config.understanding is not None:
+            looks = [self.prompter.decode_picture(each) for each in drawings]
+        told = [self.log_likelihood([Look(each), DESCRIBE], prompt) for each in looks]
+        return drawings[told.index(max(told))]
 
     def _batch(self, sequences: Sequence[TokenSequence]) -> Batch:
         batch = pad(sequences, self.vocabulary.special("pad"), self.model.look_tokens).to(self.model.device)

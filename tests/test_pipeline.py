@@ -57,6 +57,17 @@ def test_the_best_of_drawings_is_the_one_that_is_told_from_best(pipe: Pipeline) 
         pipe.generate_image("a cat", best_of=0)
 
 
+def test_a_model_that_reads_codes_tells_its_drawings_from_the_codes_that_it_wrote(toy: Any) -> None:
+    pipe = Pipeline(toy.parts(heads="shared", understanding=None))
+    requests = [pipe.prompter.request(["a cat"], {"want": "image", "top_k": 8, "seed": 5 + j * 2**32}) for j in range(4)]
+    codes = [pipe.prompter.codes_of(ids) for ids in pipe.sampler.generate(requests)]
+    told = [pipe.log_likelihood([Look(each), "Describe this picture."], "a cat") for each in codes]
+    best = told.index(max(told))
+    assert best > 0, "the seed must make another than the plain drawing the best, or this shows nothing"
+    drawn = pipe.generate_image("a cat", seed=5, top_k=8, best_of=4)[0]
+    assert same(drawn, pipe.prompter.decode_picture(codes[best]))
+
+
 def test_a_model_that_learns_judges_without_dropout(toy: Any) -> None:
     pipe = Pipeline(toy.parts(dropout=0.5))
     pipe.model.train()
