@@ -59,7 +59,9 @@ def test_the_best_of_drawings_is_the_one_that_is_told_from_best(pipe: Pipeline) 
 
 def test_a_model_that_reads_codes_tells_its_drawings_from_the_codes_that_it_wrote(toy: Any) -> None:
     pipe = Pipeline(toy.parts(heads="shared", understanding=None))
-    requests = [pipe.prompter.request(["a cat"], {"want": "image", "top_k": 8, "seed": 5 + j * 2**32}) for j in range(4)]
+    requests = [
+        pipe.prompter.request(["a cat"], {"want": "image", "top_k": 8, "seed": 5 + j * 2**32}) for j in range(4)
+    ]
     codes = [pipe.prompter.codes_of(ids) for ids in pipe.sampler.generate(requests)]
     told = [pipe.log_likelihood([Look(each), "Describe this picture."], "a cat") for each in codes]
     best = told.index(max(told))

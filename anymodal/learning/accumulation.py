@@ -11,7 +11,7 @@ from anymodal.learning.code_noise import Drawn
 from anymodal.learning.distributed import max_over_ranks, sum_over_ranks
 from anymodal.model.layout import Layout
 from anymodal.model.loss import TokenLoss
-from anymodal.tokens.batch import Batch, moved
+from anymodal.tokens.batch import IGNORE, Batch, moved
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,24 @@ class StepBatch:
 
     @classmethod
     def of(
-        cls, batch: Batch, code_of: Int[Tensor, " v"], *, device: torch.device, accumulate: int = 1, noise: bool = False
+        cls,
+        batch: Batch,
+        code_of: Int[Tensor, " v"],
+        *,
+        device: torch.device,
+        accumulate: int = 1,
+        exactly: bool = False,
+        noise: bool = False,
     ) -> "StepBatch":
-        """Cut a batch that is on the host into pieces, and move them to `device`."""
+        """Cut a batch that is on the host into pieces, and move them to `device`.
+
+        Processes that share weights wait for each other in every pass: then there must be `exactly` so many pieces in
+        each, and those that no row is left for are the first once more, without targets.
+        """
         pieces = split_rows(batch, accumulate)
+        if exactly:
+            silent = replace(pieces[0], targets=torch.full_like(pieces[0].targets, IGNORE))
+            pieces += [silent] * (accumulate - len(pieces))
         layouts = [Layout.of(piece, code_of) for piece in pieces]
         counts = torch.tensor([sum(len(each.text) for each in layouts), sum(len(each.image) for each in layouts)])
         drawn = Drawn.of(batch, code_of) if noise else None

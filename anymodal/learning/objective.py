@@ -111,6 +111,7 @@ class UnifiedObjective(Objective):
             self.code_of,
             device=device,
             accumulate=self.run.accumulate if self.training else 1,
+            exactly=self.whole is not None,
             noise=self.training and self.stage.code_noise > 0,
         )
 

@@ -66,6 +66,21 @@ def test_pieces_have_the_gradient_of_the_whole(accumulate: int) -> None:
     assert said_of_pieces == pytest.approx(said, abs=1e-6)
 
 
+def test_pieces_that_no_row_is_left_for_change_nothing() -> None:
+    objective, spread = make(), make(NUM_ROWS + 3)
+    spread.whole = spread.model  # as if its weights were spread over processes
+    for each in (objective, spread):
+        each.log = lambda *_, **__: None  # type: ignore[method-assign]
+    pieces = ready(spread, rows(0, NUM_ROWS))
+    assert len(pieces.pieces) == len(pieces.layouts) == NUM_ROWS + 3
+    assert pieces.counts.tolist() == ready(objective, rows(0, NUM_ROWS)).counts.tolist()
+    spread.training_step(pieces, 0).backward()
+    objective.training_step(ready(objective, rows(0, NUM_ROWS)), 0).backward()
+    for (name, one), other in zip(objective.named_parameters(), spread.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(other.grad, one.grad, rtol=0, atol=1e-10, msg=name)
+
+
 def test_a_mean_of_means_would_be_another_gradient() -> None:
     objective = make()
     objective.log = lambda *_, **__: None  # type: ignore[method-assign]
