@@ -161,20 +161,28 @@ def precision_of(run: RunConfig) -> str:
 def _loggers(out: Path, start: int) -> list[Logger]:
     loggers: list[Logger] = [_csv_logger(out, start)]
     if importlib.util.find_spec("tensorboard") is not None:
-        loggers.append(TensorBoardLogger(out, name="logs", version=""))
+        loggers.append(_Board(out, name="logs", version="", purge_step=start))  # what a resumed run repeats
     return loggers
 
 
-class _StepLogger(CSVLogger):
+class _Once:
     """Write a line once: `StepCheckpoints` logs a step before it saves, Lightning again behind it."""
 
     _last: str = ""
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         line = f"{step} {sorted((name, float(value)) for name, value in metrics.items())}"
         if line != self._last:
             self._last = line
-            super().log_metrics(metrics, step)
+            super().log_metrics(metrics, step)  # type: ignore[misc]
+
+
+class _Table(_Once, CSVLogger):
+    """`metrics.csv`."""
+
+
+class _Board(_Once, TensorBoardLogger):
+    """What TensorBoard shows."""
 
 
 def _csv_logger(out: Path, start: int) -> CSVLogger:
@@ -188,7 +196,7 @@ def _csv_logger(out: Path, start: int) -> CSVLogger:
     if before.is_file():
         with before.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit() and int(row["step"]) < start]
-    logger = _StepLogger(out, name="logs", version="", flush_logs_every_n_steps=1)
+    logger = _Table(out, name="logs", version="", flush_logs_every_n_steps=1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Experiment logs directory")
         logger.experiment.metrics = cast(Any, rows)  # it writes what it is given

@@ -107,3 +107,18 @@ def test_precision_is_told() -> None:
     assert precision_of(RunConfig(precision="bf16")) == "bf16"
     assert precision_of(RunConfig(precision="float32")) == "float32"
     assert precision_of(RunConfig()) in ("bf16", "float32")
+
+
+def test_tensorboard_shows_what_the_table_holds(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="`pip install anymodal[logs]` brings it")
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+        EventAccumulator,
+    )
+
+    run_to(4, tmp_path)
+    run_to(6, tmp_path, checkpoint_every=9)
+    (tmp_path / "checkpoints" / "step-00000006.ckpt").unlink()
+    run_to(6, tmp_path)  # steps 4 and 5 once more
+    shown = EventAccumulator(str(tmp_path / "logs")).Reload()
+    assert [(each.step, each.value) for each in shown.Scalars("train_loss")] == [(step, step) for step in range(6)]
+    assert [float(row["train_loss"]) for row in rows(tmp_path) if row["train_loss"]] == list(range(6))
