@@ -9,7 +9,7 @@ training reaches, both of which the table names.
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,17 @@ def model_of(folder: Path) -> Model:
     return Model(from_dict(AnyModalConfig, shape, "model"), text_size, codebook_size, picture, caption, caption)
 
 
+def reads_codes(path: Path) -> bool:
+    """Tell whether a recipe drops the understanding encoder, or goes on from one that does."""
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if recipe.get("read_codes"):
+        return True
+    recipes = {each: yaml.safe_load(each.read_text(encoding="utf-8")) for each in path.parent.glob("*.yaml")}
+    others = {f"{other['out']}/model": each for each, other in recipes.items()}
+    before = others.get(str(recipe.get("model")))
+    return before is not None and reads_codes(before)
+
+
 def document(task: str, model: Model) -> tuple[int, int, int, int]:
     """Return tokens, text targets, image targets and looked-at pictures of a document of a task."""
     looked = model.config.understanding.num_tokens if model.config.understanding else model.picture
@@ -115,7 +126,10 @@ def rows(recipes: Sequence[Path], cpu: float) -> Iterator[str]:
     for path in recipes:
         data: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
         stage, run = from_dict(StageConfig, data["stage"], "stage"), from_dict(RunConfig, data["run"], "run")
-        tokens, flops = step(model_of(path.parent), stage, run)
+        model = model_of(path.parent)
+        if reads_codes(path):
+            model = replace(model, config=replace(model.config, understanding=None))
+        tokens, flops = step(model, stage, run)
         whole = flops * run.steps
         times = [whole / (cpu * CPU_SHARE), whole / (gpu * GPU_SHARE), whole / (gpu * GPU_SHARE * CLUSTER)]
         yield (
@@ -151,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readme", type=Path, nargs="?", const=PAGE, help="splice the table into it")
     options = parser.parse_args(argv)
-    recipes = [path for path in sorted(ROOT.glob("configs/*/*.yaml")) if "ratios" in path.read_text(encoding="utf-8")]
+    recipes = [path for path in sorted(ROOT.glob("configs/*/*.yaml")) if "\nstage:" in path.read_text(encoding="utf-8")]
     found = table(recipes)
     print(found)
     if options.readme is not None:

@@ -1,10 +1,11 @@
-"""Sweep guidance, temperature, top-k and best-of of a model's drawings over scenes of held-out combinations.
+"""Sweep guidance, temperature, top-k, best-of and weights of a model's drawings over scenes of held-out combinations.
 
     python benchmarks/sweep.py --readme
 
 Every setting draws the same scenes with the same noise; they are other scenes than `anymodal sample score` asks for, so
 that the best setting is not chosen on what is scored. Guidance, temperature and top-k are swept with one drawing a
-prompt, best-of with the model's own settings. What is done stands in WORK and is not done again.
+prompt, best-of and the formats of weights with the model's own settings. What is done stands in WORK and is not done
+again.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from anymodal.scoring.scenes import SceneReader, score_scenes
 
 GUIDANCE, TEMPERATURE, TOP_K = (1.0, 1.5, 2.0, 3.0, 5.0), (0.4, 0.7, 1.0), (0, 64, 8)
 BEST_OF = (1, 2, 4, 8, 16)
+WEIGHTS = ("float32", "bfloat16", "int8")
 SEED, BATCH = 77, 32
 WIDTH, PANEL, LEFT, TOP, HEIGHT = 720, 224, 40, 34, 170
 STYLE = (
@@ -78,6 +80,14 @@ def table(found: dict[str, Any]) -> str:
         "| ---: | ---: | ---: |",
     ]
     lines += [f"| {row['best_of']} | {100 * row['share']:.1f} | {row['seconds']:.2f} |" for row in found["best_of"]]
+    lines += [
+        "",
+        "Weights as they are computed with on a CPU (`dtype`), with the model's own settings:",
+        "",
+        "| weights | all of it right | seconds a picture |",
+        "| --- | ---: | ---: |",
+    ]
+    lines += [f"| {row['dtype']} | {100 * row['share']:.1f} | {row['seconds']:.2f} |" for row in found["weights"]]
     return "\n".join(lines)
 
 
@@ -131,18 +141,22 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "sweep.svg")
     parser.add_argument("--readme", type=Path, nargs="?", const=ROOT / "docs" / "model.md", help="page to write into")
     given = parser.parse_args(words)
-    pipe = anymodal.from_pretrained(given.model)
+    pipe = anymodal.from_pretrained(given.model, dtype="float32")
     rows = []
     for top_k, temperature, guidance in product(TOP_K, TEMPERATURE, GUIDANCE):
         setting = {"guidance_scale": guidance, "temperature": temperature, "top_k": top_k, "top_p": 1.0, "best_of": 1}
         path = given.work / f"{top_k}-{temperature:g}-{guidance:g}.json"
         rows.append(kept(path, lambda setting=setting: shares(pipe, setting, given.count, given.concepts)))
-    several = []
+    several, rounded = [], []
     for best_of in BEST_OF:
         setting, path = {"best_of": best_of}, given.work / f"best-of-{best_of}.json"
         several.append(kept(path, lambda setting=setting: shares(pipe, setting, given.count, given.concepts)))
+    for dtype in WEIGHTS:
+        other, path = anymodal.from_pretrained(given.model, dtype=dtype), given.work / f"{dtype}.json"
+        drawn = kept(path, lambda other=other: shares(other, {}, given.count, given.concepts))
+        rounded.append({"dtype": dtype, **drawn})
     made = {"machine": facts(), "date": datetime.now(UTC).date().isoformat(), "model": given.model}
-    found = {**made, "count": given.count, "seed": SEED, "rows": rows, "best_of": several}
+    found = {**made, "count": given.count, "seed": SEED, "rows": rows, "best_of": several, "weights": rounded}
     given.plot.write_text(plot(rows), encoding="utf-8")
     publish(found, table(found), given.out, given.readme, "sweep")
 

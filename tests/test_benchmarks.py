@@ -157,7 +157,7 @@ def test_costs_are_counted_for_every_stage(programs: dict[str, ModuleType], tmp_
     costs, page = programs["costs"], tmp_path / "page.md"
     page.write_text("<!-- costs:begin --><!-- costs:end -->")
     costs.main(["--readme", str(page)])
-    staged = [path for path in root.glob("configs/*/*.yaml") if "ratios:" in path.read_text(encoding="utf-8")]
+    staged = [path for path in root.glob("configs/*/*.yaml") if "\nstage:" in path.read_text(encoding="utf-8")]
     written = (root / "docs" / "training.md").read_text(encoding="utf-8")
     for path in staged:
         name = f"| `{path.parent.name}/{path.stem}` |"
@@ -240,7 +240,8 @@ def test_image_tokenizers_are_scored_and_drawn_with(
 def test_a_sweep_finds_the_best_setting(
     programs: dict[str, ModuleType], quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"GUIDANCE": (1.0, 2.0), "TEMPERATURE": (0.7,), "TOP_K": (0, 8), "BEST_OF": (1, 2)}.items():
+    swept = {"GUIDANCE": (1.0, 2.0), "TEMPERATURE": (0.7,), "TOP_K": (0, 8), "BEST_OF": (1, 2), "WEIGHTS": ("int8",)}
+    for name, value in swept.items():
         monkeypatch.setattr(programs["sweep"], name, value)
     programs["sweep"].main([*quick, "--count", "4", "--plot", str(tmp_path / "sweep.svg")])
     found = json.loads((tmp_path / "found.json").read_text())
@@ -253,6 +254,7 @@ def test_a_sweep_finds_the_best_setting(
     assert [row["share"] for row in found["rows"] if {**row, **setting} == row] == [again["share"]]
     assert [row["best_of"] for row in found["best_of"]] == [1, 2]
     assert f"| 2 | {100 * found['best_of'][1]['share']:.1f} |" in (tmp_path / "model.md").read_text()
+    assert f"| int8 | {100 * found['weights'][0]['share']:.1f} |" in (tmp_path / "model.md").read_text()
 
 
 def test_the_card_shows_what_was_scored(programs: dict[str, ModuleType], root: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from anymodal.configuration import from_dict
 from anymodal.data.emoji import emoji_samples, scene_names
 from anymodal.data.index import ShardIndex
 from anymodal.data.packing import level, pack
@@ -94,28 +95,34 @@ def test_a_document_that_is_too_long_is_refused() -> None:
 
 
 def test_padding_of_the_embedded_mixture_is_below_three_percent(root: Path, tmp_path: Path) -> None:
-    parts = ModelFolder.load(EMBEDDED / "emoji")
-    looking = parts.model.config.understanding
-    assert looking is not None
-    reading = Reading(
-        fingerprint=parts.image_tokenizer.fingerprint, look_size=looking.image_size, look_fit=looking.fit,
-        questions_per_picture=6,
-    )  # fmt: skip
+    parts, folder = ModelFolder.load(EMBEDDED / "emoji"), root / "configs" / "emoji"
+    name = codes_name("png", parts.image_tokenizer.fingerprint)
     stream = io.BytesIO()
     np.save(stream, np.zeros((8, 8), np.uint16))
     pictures = [*emoji_samples("train", concepts=scene_names()[:40]), *scene_samples("train", count=80, seed=0)]
-    name = codes_name("png", reading.fingerprint)
     coded = [Sample(each.key, {**each.members, name: stream.getvalue()}) for each in pictures]
     write_shards(coded, f"{tmp_path}/%06d.tar", pictures_verified=True)
     index = ShardIndex.open(str(tmp_path))
-    for path in sorted((root / "configs" / "emoji").glob("*.yaml")):
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if "stage" not in config:
-            continue
-        stage = StageConfig(ratios=Ratios(**config["stage"]["ratios"]), seq_len=config["stage"]["seq_len"])
-        order = {"batch_size": config["run"]["batch_size"], "seed": 0, "steps": 5}
-        batches = DocumentBatches(index, encoder=parts.encoder(), reading=reading, stage=stage, order=order)
-        assert config["stage"]["questions_per_picture"] == reading.questions_per_picture
+    begun = yaml.safe_load((folder / "pretrain.yaml").read_text(encoding="utf-8"))
+    looking = from_dict(UnderstandingConfig, begun["model"]["understanding"])
+    for path in sorted([folder / "pretrain.yaml", *folder.glob("stage-*.yaml")]):
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        reads_codes = path.stem >= "stage-4"
+        encoder = DocumentEncoder(
+            text_tokenizer=parts.text_tokenizer,
+            vocabulary=parts.model.vocabulary,
+            layout=parts.layout,
+            template=parts.template,
+            look_tokens=None if reads_codes else looking.num_tokens,
+        )
+        reading = Reading(
+            fingerprint=parts.image_tokenizer.fingerprint,
+            look_size=None if reads_codes else looking.image_size,
+            questions_per_picture=recipe["stage"]["questions_per_picture"],
+        )
+        stage = StageConfig(ratios=Ratios(**recipe["stage"]["ratios"]), seq_len=recipe["stage"]["seq_len"])
+        order = {"batch_size": recipe["run"]["batch_size"], "seed": 0, "steps": 5}
+        batches = DocumentBatches(index, encoder=encoder, reading=reading, stage=stage, order=order)
         assert padding_of([batches[step] for step in range(5)]) < 0.03, path.name
 
 

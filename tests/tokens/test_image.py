@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +107,17 @@ def test_without_a_decoder_pictures_are_read_alone(tmp_path: Path) -> None:
         again.decode(again.encode(pixels))
 
 
-def test_later_fields_leave_old_fingerprints_alone(root: Path) -> None:
+def test_later_fields_leave_old_fingerprints_alone(root: Path, tmp_path: Path) -> None:
     folder = root / "anymodal" / "models" / "emoji"
     known = json.loads((folder / "config.json").read_text(encoding="utf-8"))["image_tokenizer"]
-    old = json.loads((folder / "image_tokenizer" / "config.json").read_text(encoding="utf-8"))
-    assert "attention_stages" not in old
     assert ImageTokenizer.from_pretrained(folder / "image_tokenizer").fingerprint == known
+    old = shutil.copytree(folder / "image_tokenizer", tmp_path / "old")
+    config = json.loads((old / "config.json").read_text(encoding="utf-8"))
+    for field in ("attention_stages", "temporal_down_sampling", "has_decoder", "pictures"):
+        del config[field]
+    del config["quantizer"]["codebook_update"]
+    (old / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert ImageTokenizer.from_pretrained(old).fingerprint == known
     plain, attentive = make(architecture="diffusers"), make(architecture="diffusers", attention_stages=(1,))
     attentive.encoder, attentive.decoder = plain.encoder, plain.decoder
     attentive.quantizer = plain.quantizer
