@@ -18,7 +18,7 @@ from anymodal.decoding.config import EngineConfig, GenerationConfig, Native, Opt
 from anymodal.decoding.engine import Engine
 from anymodal.decoding.native import has_kernel
 from anymodal.decoding.request import Request, Ticket
-from anymodal.decoding.sampler import Sampler
+from anymodal.decoding.sampler import Sampler, evaluating
 from anymodal.decoding.usage import Usage
 from anymodal.decoding.weights import Kind, has_bfloat16, is_light, lighten
 from anymodal.model.folder import ModelFolder
@@ -275,13 +275,8 @@ class Pipeline:
         sequence = self.encoder.encode(prompt)
         control = torch.tensor(sorted(self.vocabulary.specials.values()))
         counted = TokenSequence(sequence.ids, sequence.loss & ~torch.isin(sequence.ids, control), sequence.looks)
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                losses = self.model(self._batch([counted])).losses
-        finally:
-            self.model.train(training)
+        with evaluating(self.model), torch.inference_mode():
+            losses = self.model(self._batch([counted])).losses
         return -float(sum(float(part.total) for part in losses.values()))
 
     def prepare(self, documents: Sequence[Document]) -> Batch:

@@ -1,14 +1,28 @@
 """The sampler: what requests ask for, all at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from anymodal.decoding.config import EngineConfig
 from anymodal.decoding.engine import Engine
 from anymodal.decoding.request import Request
 from anymodal.model.unified import AnyModal
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Let a module that trains evaluate; telling all its parts would take as long as a step of a small model."""
+    training = module.training
+    if training:
+        module.eval()
+    try:
+        yield
+    finally:
+        if training:
+            module.train()
 
 
 class Sampler:
@@ -31,10 +45,7 @@ class Sampler:
             ValueError: a prompt with what follows it does not fit the context.
             SamplingError: the logits of a row are unusable; the other rows were finished.
         """
-        training = self.model.training
-        if training:  # telling every module takes as long as a step of a small model
-            self.model.eval()
-        try:
+        with evaluating(self.model):
             engine = Engine(self.model, self.config)
             tickets = [engine.submit(request) for request in requests]
             step = 0
@@ -44,9 +55,6 @@ class Sampler:
                     on_step(step)
                 step += 1
             self.passes = engine.passes
-        finally:
-            if training:
-                self.model.train()
         for ticket in tickets:
             if ticket.error is not None:
                 raise ticket.error
