@@ -21,7 +21,7 @@ from anymodal.decoding.request import Request, Ticket
 from anymodal.decoding.sampler import Sampler, evaluating
 from anymodal.decoding.usage import Usage
 from anymodal.decoding.weights import Kind, has_bfloat16, is_light, lighten
-from anymodal.model.folder import ModelFolder
+from anymodal.model.folder import EMBEDDED, ModelFolder, here_or_embedded
 from anymodal.model.unified import AnyModal
 from anymodal.prompting import Prompter, changed
 from anymodal.published.registry import load_published, save_published
@@ -33,7 +33,6 @@ from anymodal.tokens.text import TextTokenizer
 from anymodal.tokens.vocabulary import Vocabulary
 from anymodal.tokens.weights import dtype_of, read_json
 
-EMBEDDED = Path(__file__).parent / "models"
 TRY = 2**32  # between the seeds of drawings from which the best is kept
 
 
@@ -60,11 +59,12 @@ def from_pretrained(
 
     Raises:
         ValueError: no such model, or its folder is broken; the message names the file. Or `native` is True, and there
-            is no kernel for this device or `dtype`, or no compiler.
+            is no kernel for this device or `dtype`, or no compiler. Or torch has no such device here.
     """
     folder = find_folder(name_or_folder)
     where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     light, chosen, native = _format(dtype, where, native)
+    _check_device(where)
     ours = "format" in read_json(folder / "config.json") if (folder / "config.json").is_file() else False
     parts = ModelFolder.load(folder) if ours else load_published(folder, allow_pickle=allow_pickle)
     parts.model.to(device=where, dtype=chosen)
@@ -81,16 +81,21 @@ def find_folder(name_or_folder: str | Path) -> Path:
     Raises:
         ValueError: there is no such model.
     """
-    embedded = EMBEDDED / str(name_or_folder)
-    folder = Path(name_or_folder)
-    if not folder.is_dir() and embedded.is_dir():
-        folder = embedded
+    folder = here_or_embedded(Path(name_or_folder))
     if not folder.is_dir():
         names = sorted(path.name for path in EMBEDDED.glob("*")) if EMBEDDED.is_dir() else []
         raise ValueError(
-            f"there is no model {str(name_or_folder)!r}: no such folder, and the embedded models are {names}."
+            f"there is no model {str(name_or_folder)!r}: no such folder, and embedded are {', '.join(names)}."
         )
     return folder
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"device must be one that torch has here, got {name!r} ({why}); try auto or cpu.") from error
 
 
 def _format(dtype: str, device: str, native: Native) -> tuple[Kind | None, torch.dtype | None, bool]:
@@ -267,17 +272,17 @@ class Pipeline:
         Raises:
             ValueError: document and target do not fit the context.
         """
-        said: Part = Say(target) if isinstance(target, str) else target
-        prompt = [
-            Turn("user", tuple(self.prompter.resolve(document))),
-            Turn("assistant", tuple(self.prompter.resolve([said]))),
-        ]
-        sequence = self.encoder.encode(prompt)
-        control = torch.tensor(sorted(self.vocabulary.specials.values()))
-        counted = TokenSequence(sequence.ids, sequence.loss & ~torch.isin(sequence.ids, control), sequence.looks)
-        with evaluating(self.model), torch.inference_mode():
-            losses = self.model(self._batch([counted])).losses
-        return -float(sum(float(part.total) for part in losses.values()))
+        return self.log_likelihoods(document, [target])[0]
+
+    def log_likelihoods(self, document: Document, targets: Sequence[str | Draw]) -> list[float]:
+        """Return `log_likelihood` of each of several targets, such as the options of a question, in one pass.
+
+        Raises:
+            ValueError: document and targets do not fit the context, or there is no target.
+        """
+        if not targets:
+            raise ValueError("there is nothing to tell the likelihood of; give one target or more.")
+        return self._log_likelihoods([(document, target) for target in targets])
 
     def prepare(self, documents: Sequence[Document]) -> Batch:
         """Turn training documents into a batch for `model`, a row each.
@@ -312,8 +317,20 @@ class Pipeline:
         looks: Sequence[Any] = drawings
         if self.model.config.understanding is not None:
             looks = [self.prompter.decode_picture(each) for each in drawings]
-        told = [self.log_likelihood([Look(each), DESCRIBE], prompt) for each in looks]
+        told = self._log_likelihoods([([Look(each), DESCRIBE], prompt) for each in looks])
         return drawings[told.index(max(told))]
+
+    def _log_likelihoods(self, wanted: Sequence[tuple[Document, str | Draw]]) -> list[float]:
+        """Return the log probability of each target behind its document, all in one pass."""
+        control, sequences = torch.tensor(sorted(self.vocabulary.specials.values())), []
+        for document, target in wanted:
+            said: Part = Say(target) if isinstance(target, str) else target
+            asked, told = (tuple(self.prompter.resolve(parts)) for parts in (document, [said]))
+            sequence = self.encoder.encode([Turn("user", asked), Turn("assistant", told)])
+            counted = sequence.loss & ~torch.isin(sequence.ids, control)
+            sequences.append(TokenSequence(sequence.ids, counted, sequence.looks))
+        with evaluating(self.model), torch.inference_mode():
+            return self.model.log_likelihoods(self._batch(sequences)).tolist()
 
     def _batch(self, sequences: Sequence[TokenSequence]) -> Batch:
         batch = pad(sequences, self.vocabulary.special("pad"), self.model.look_tokens).to(self.model.device)

@@ -133,6 +133,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_ranges(self, max_rows=2**20, prefill_tokens=2**30, window=2**20)
+        if self.speculation not in ("none", "jacobi", "accept"):
+            raise ValueError(f"speculation must be none, jacobi or accept, got {self.speculation!r}.")
         if self.batch_invariant and self.speculation != "none":
             raise ValueError("batch_invariant computes one id a step, so it goes without speculation; leave one out.")
         if self.lag is not None and self.lag not in (0, 1):

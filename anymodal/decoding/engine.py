@@ -217,8 +217,10 @@ class Engine:
             rows, tokens = max(rows, self.cache.num_rows), max(tokens, self.cache.capacity)
             self.cache = self.cache.grown(shape, num_rows=rows, capacity=tokens)
             return
+        stack, dtype = self.model.transformer.stack, self.model.embedding.weight.dtype
         self.cache = KVCache(
-            shape, num_rows=rows, capacity=tokens, device=self.model.device, dtype=self.model.embedding.weight.dtype,
+            shape, num_rows=rows, capacity=tokens, device=self.model.device,
+            dtype=stack.cache_dtype if isinstance(stack, NativeBlocks) else dtype,
             bucket=tokens if self.config.batch_invariant else self.forward.bucket,
         )  # fmt: skip
 

@@ -27,7 +27,8 @@
 #define BLOCK 8 /* outputs; the outputs of every tile divide it */
 #define ROWS 4  /* of the largest tile */
 #define LINE 64    /* bytes that memory hands over at once */
-#define AHEAD 8192 /* bytes between what is read and what is fetched: in memory's order, which a tile's is not */
+#define AHEAD 8192 /* bytes, at least, between what is read and what is fetched */
+#define NEAR 6144  /* bytes of a tile's weights, of which the nearest cache holds two beside x */
 
 /* With fewer, waking a thread takes longer than what it would do; keys and values count as weights. */
 #define WEIGHTS_A_THREAD 65536
@@ -57,7 +58,7 @@ typedef struct {
     const float *x;
     const char *w;
     const float *scale; /* of every output, or NULL */
-    int64_t rows, in, out, next; /* next: from one row of y to the next */
+    int64_t rows, in, out, next, step; /* next: from one row of y to the next; step: the same of x */
     const int16_t *rounded; /* x in whole steps, and the step of every row, for int8 */
     const float *steps;
 } product;
@@ -66,6 +67,15 @@ static void round_rows(product *p, float *room);
 static void int8_outputs(const product *p, int64_t begin, int64_t end);
 
 INLINE int64_t size_of(enum kind kind) { return kind == FLOAT32 ? 4 : 2; }
+
+/* Weights in a register, and how many parts of LANES these are: of bfloat16, those in even places and those in odd ones,
+ * which the bits of the register give at once; x lies in this order beside them. */
+INLINE int64_t many_of(enum kind kind) { return kind == FLOAT32 ? LANES : 2 * LANES; }
+
+INLINE vector part_of(enum kind kind, vector read, int part) {
+    if (kind == FLOAT32) return read;
+    return (vector)(part ? (words)read & 0xFFFF0000u : (words)read << 16);
+}
 
 INLINE vector load_float32(const void *p) {
     vector v;
@@ -159,47 +169,68 @@ INLINE void store(const product *p, int rows, int outs, int64_t r, int64_t o, ve
 
 /* Add what a whole vector does not fill, fold and store. Not inlined: a tile's loop needs all registers. */
 NOINLINE void finish(const product *p, int rows, int outs, int64_t r, int64_t o, vector sums[ROWS][BLOCK]) {
-    const int64_t rest = p->in % LANES, whole = p->in - rest, size = size_of(p->kind);
+    const int64_t many = many_of(p->kind), rest = p->in % many, whole = p->in - rest, size = size_of(p->kind);
     for (int b = 0; b < outs; b++) {
         for (int a = 0; a < rows && rest; a++) {
             char weight[LANES * 4] = {0};
-            float read[LANES] = {0};
-            memcpy(weight, p->w + ((o + b) * p->in + whole) * size, rest * size);
-            memcpy(read, p->x + (r + a) * p->in + whole, rest * sizeof(float));
-            sums[a][b] += load_float32(read) * load(p->kind, weight);
+            float read[2 * LANES] = {0};
+            memcpy(weight, p->w + ((o + b) * p->in + whole) * size, (size_t)(rest * size));
+            memcpy(read, p->x + (r + a) * p->step + whole, (size_t)(p->kind == FLOAT32 ? rest : many) * sizeof(float));
+            for (int part = 0; part < many / LANES; part++)
+                sums[a][b] += load_float32(read + part * LANES) * part_of(p->kind, load_float32(weight), part);
         }
     }
     store(p, rows, outs, r, o, sums);
 }
 
+/* Let weights come while others are multiplied: a line for each output, where a tile has come to weight i. They are
+ * fetched in memory's order, which is not a tile's, and two tiles ahead: the first lines of all outputs of a tile are
+ * read at once. In float32 too many would be on their way: there the same place of the next tile is fetched. */
+INLINE void fetch_weights(enum kind kind, int rows, int outs, int64_t in, const char *w, int64_t i) {
+    const int64_t size = kind == INT8 ? 1 : size_of(kind), bytes = outs * in * size;
+    const int next = kind == FLOAT32 && rows <= 2;
+    const int64_t least = kind == FLOAT32 ? 2 * AHEAD : AHEAD, far = 2 * bytes > least ? 2 * bytes : least;
+    const char *ahead = next ? w + bytes + i * size : w + i * size * outs + far;
+    UNROLL for (int b = 0; b < outs; b++, ahead += next ? in * size : LINE) {
+        if (kind == FLOAT32 || bytes > NEAR)
+            __builtin_prefetch(ahead, 0, 2);
+        else
+            __builtin_prefetch(ahead);
+    }
+}
+
 /* `kind`, `rows` and `outs` are constants where this is inlined, so that the sums live in registers. */
 INLINE void tile(const product *p, enum kind kind, int rows, int outs, int64_t r, int64_t o) {
-    const int64_t in = p->in, whole = in - in % LANES, size = size_of(kind), step = LINE / size;
-    const float *x = p->x + r * in;
+    const int64_t in = p->in, many = many_of(kind), whole = in - in % many, size = size_of(kind), line = LINE / size;
+    const int64_t step = p->step;
+    const int parts = (int)(many / LANES), at_once = rows > 2 ? 1 : parts; /* with more rows registers run out */
+    const float *x = p->x + r * step;
     const char *w = p->w + o * in * size;
     vector sums[ROWS][BLOCK], done[ROWS][BLOCK];
     UNROLL for (int a = 0; a < rows; a++) {
         UNROLL for (int b = 0; b < outs; b++) sums[a][b] = (vector){0};
     }
     for (int64_t i = 0; i < whole;) {
-        const int64_t end = whole - i < step ? whole : i + step;
-        const char *ahead = w + i * size * outs + (kind == FLOAT32 ? 2 * AHEAD : AHEAD);
-        UNROLL for (int b = 0; b < outs; b++, ahead += LINE) {
-            if (kind == FLOAT32)
-                __builtin_prefetch(ahead, 0, 2); /* the nearest cache is too small for these */
-            else
-                __builtin_prefetch(ahead);
-        }
-        for (; i < end; i += LANES) {
-            vector read[ROWS];
-            UNROLL for (int a = 0; a < rows; a++) {
-                read[a] = load_float32(x + a * in + i);
-                HOLD(read[a]);
-            }
-            UNROLL for (int b = 0; b < outs; b++) {
-                vector weight = load(kind, w + (b * in + i) * size);
-                HOLD(weight);
-                UNROLL for (int a = 0; a < rows; a++) sums[a][b] += read[a] * weight;
+        const int64_t end = whole - i < line ? whole : i + line;
+        fetch_weights(kind, rows, outs, in, w, i);
+        for (; i < end; i += many) {
+            UNROLL for (int first = 0; first < parts; first += at_once) {
+                vector read[2][ROWS];
+                UNROLL for (int c = 0; c < at_once; c++) {
+                    UNROLL for (int a = 0; a < rows; a++) {
+                        read[c][a] = load_float32(x + a * step + i + (first + c) * LANES);
+                        HOLD(read[c][a]);
+                    }
+                }
+                UNROLL for (int b = 0; b < outs; b++) {
+                    vector weights = load_float32(w + (b * in + i) * size);
+                    if (at_once > 1) HOLD(weights);
+                    UNROLL for (int c = 0; c < at_once; c++) {
+                        vector weight = part_of(kind, weights, first + c);
+                        HOLD(weight);
+                        UNROLL for (int a = 0; a < rows; a++) sums[a][b] += read[c][a] * weight;
+                    }
+                }
             }
         }
     }
@@ -253,8 +284,30 @@ static int64_t worth(int64_t threads, int64_t weights) {
 
 static void body(void *data) { share(data, thread_number(), thread_count()); }
 
-/* `room` is for int8: so many times 2 * in bytes, up to a whole line, and 4, as there are rows. */
+/* Put x in the order of bfloat16 weights: of every 2 * LANES, those in even places first; zeros behind its ends. */
+static void part_rows(product *p, float *room) {
+    const int64_t many = many_of(BFLOAT16), step = (p->in + many - 1) / many * many;
+    for (int64_t r = 0; r < p->rows; r++) {
+        const float *x = p->x + r * p->in;
+        float *y = room + r * step;
+        for (int64_t i = 0; i < step; i += many) {
+            float last[2 * LANES] = {0};
+            const float *read = x + i;
+            if (p->in - i < many) read = memcpy(last, read, (size_t)(p->in - i) * sizeof(float));
+            UNROLL for (int lane = 0; lane < LANES; lane++) {
+                y[i + lane] = read[2 * lane];
+                y[i + LANES + lane] = read[2 * lane + 1];
+            }
+        }
+    }
+    p->x = room;
+    p->step = step;
+}
+
+/* `room` is for bfloat16 and int8: so many times 4 * in bytes, up to two whole lines, and 4, as there are rows. */
 static void multiply(product p, int64_t threads, float *room) {
+    p.step = p.in;
+    if (p.kind == BFLOAT16) part_rows(&p, room);
     if (p.kind == INT8) round_rows(&p, room);
     threads = worth(threads, p.in * p.out);
     if (threads > 1)

@@ -24,13 +24,16 @@ COMPILERS = ("cc", "gcc", "clang")
 SOURCES = ("native.c", "native_int8.c", "native_attention.c", "native_blocks.c")
 """What the library is compiled from, as one."""
 
-ATTENTION = struct.Struct("20qf4x")
+ATTENTION = struct.Struct("21qf4x")
 """The C struct `attention`."""
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
+KEPT = (torch.float32, torch.bfloat16)
+"""What keys and values may be kept in."""
+
 LINE = 64
-"""Numbers, of which int8 products round a multiple."""
+"""Numbers, of which such products take a multiple."""
 
 
 def native_linear(
@@ -56,7 +59,7 @@ def native_attention(
     places: Int[Tensor, "b n"],
     scale: float | None = None,
 ) -> Float[Tensor, "b n heads head_dim"]:
-    """Attend to a cache in float32: query [b, n] sees the keys 0 to `places[b, n]`, and nothing else is read.
+    """Attend to a cache in float32 or bfloat16: query [b, n] sees keys 0 to `places[b, n]`, and nothing else is read.
 
     `scale` is one over the root of head_dim, unless given. The result of a query depends neither on other queries and
     rows, nor on how much of the cache is shown, nor on the number of threads, to the last bit. There is no gradient.
@@ -180,7 +183,7 @@ class Kernel:
         y = x.new_empty((*shape[:-1], out))
         threads, scales = torch.get_num_threads(), None if scale is None else scale.data_ptr()
         rows = x.numel() // width
-        room = x.new_empty(rows * room_of(width)) if kind == KINDS[torch.int8] else None
+        room = x.new_empty(rows * room_of(width)) if kind != KINDS[torch.float32] else None
         pointers = y.data_ptr(), x.data_ptr(), weight.data_ptr(), scales
         self._linear(kind, threads, *pointers, rows, width, out, None if room is None else room.data_ptr())
         return y
@@ -195,7 +198,9 @@ class Kernel:
         kv_heads, shown = keys.shape[1:3]
         strides = (*q.stride(), *keys.stride(), *values.stride())
         if (
-            not (q.dtype is keys.dtype is values.dtype is torch.float32)
+            q.dtype is not torch.float32
+            or keys.dtype not in KEPT
+            or values.dtype is not keys.dtype
             or places.dtype is not torch.int64
             or keys.shape != (rows, kv_heads, shown, width)
             or values.shape != keys.shape
@@ -208,13 +213,13 @@ class Kernel:
         ):
             raise ValueError(
                 "the native kernel attends with float32 queries [b, n, heads, head_dim] of the CPU, without gradients, "
-                "to float32 keys and values [b, kv_heads, m, head_dim] up to int64 places [b, n], features next to "
-                f"each other; got {', '.join(map(_describe, (q, keys, values, places)))}; use torch.inference_mode(), "
-                "or leave `native` off."
+                "to keys and values [b, kv_heads, m, head_dim] in float32 or bfloat16 up to int64 places [b, n], "
+                f"features next to each other; got {', '.join(map(_describe, (q, keys, values, places)))}; use "
+                "torch.inference_mode(), or leave `native` off."
             )
         y = q.new_empty(q.shape)
         pointers = y.data_ptr(), q.data_ptr(), keys.data_ptr(), values.data_ptr(), places.data_ptr()
-        sizes = rows, count, heads, kv_heads, width, shown
+        sizes = KINDS[keys.dtype], rows, count, heads, kv_heads, width, shown
         scale = width**-0.5 if scale is None else scale
         steps = *strides[:3], *strides[4:7], *strides[8:11]
         if not self._attention(ATTENTION.pack(*pointers, *sizes, *steps, scale), torch.get_num_threads()):
@@ -264,8 +269,8 @@ class Kernel:
 
 
 def room_of(width: int) -> int:
-    """Return how many float32 numbers an int8 product takes a row, to round it."""
-    return -(-width // LINE) * LINE // 2 + 1
+    """Return how many float32 numbers a product with bfloat16 or int8 takes a row, to order or round it."""
+    return -(-width // LINE) * LINE + 1
 
 
 @functools.cache

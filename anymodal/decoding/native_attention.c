@@ -1,4 +1,5 @@
-/* Attention of a few queries to a cache of keys and values in float32; compiled behind native.c, as one with it.
+/* Attention of a few queries to a cache of keys and values in float32 or bfloat16; compiled behind native.c, as one
+ * with it.
  *
  * At few queries the time goes into reading keys and values. A block of them is read once for a tile of queries: those
  * of all heads that share it, and of neighbouring positions. Softmax keeps a running maximum from block to block (Milakov
@@ -15,15 +16,18 @@
 
 typedef struct {
     float *y; /* [rows, queries, heads, width] */
-    const float *q, *k, *v;
+    const float *q;
+    const char *k, *v;
     const int64_t *places; /* [rows, queries]: the last key that a query sees */
+    int64_t kind; /* of keys and values */
     int64_t rows, queries, heads, kv_heads, width, shown;
     int64_t q_row, q_query, q_head, k_row, k_head, k_key, v_row, v_head, v_key; /* strides */
     float scale;
 } attention;
 
 typedef struct {
-    const float *q[QUERIES], *k, *v, *next; /* next: the keys that the next tile reads */
+    const float *q[QUERIES];
+    const char *k, *v, *next, *ahead; /* next: the keys that the next tile reads; ahead: those of the next block */
     float *y[QUERIES];
     int64_t ends[QUERIES], most; /* keys that each sees, and the largest of them */
     float top[QUERIES], total[QUERIES];
@@ -53,20 +57,34 @@ INLINE vector exponential(vector x) {
 
 INLINE float exponential_of(float x) { return exponential(splat(x))[0]; }
 
-/* Let keys or values come while something else is computed: memory is slow, and their order is not what it expects. */
-INLINE void fetch(const float *p, int64_t count, int64_t step, int64_t width) {
-    for (int64_t key = 0; key < count; key++)
-        for (int64_t i = 0; i < width; i += LINE / 4) __builtin_prefetch(p + key * step + i, 0, 2);
+INLINE float load_one(enum kind kind, const char *p) {
+    uint16_t half;
+    uint32_t bits;
+    float value;
+    if (kind == FLOAT32) {
+        memcpy(&value, p, sizeof value);
+        return value;
+    }
+    memcpy(&half, p, sizeof half);
+    bits = (uint32_t)half << 16;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Let a key or value come while something else is computed: memory is slow, and their order is not what it expects. */
+INLINE void fetch(const char *p, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(p + i, 0, 2);
 }
 
 /* Scores of keys from `begin + b`; keys behind the last that any query sees are read as that one. */
-INLINE void score(const attention *p, tile_of_queries *t, int queries, int keys, int64_t begin, int64_t b) {
-    const int64_t width = p->width, whole = width - width % LANES;
+INLINE void score(const attention *p, tile_of_queries *t, enum kind kind, int queries, int keys, int64_t begin,
+                  int64_t b) {
+    const int64_t width = p->width, whole = width - width % LANES, size = size_of(kind);
     vector sums[QUERIES][TILE];
-    const float *k[TILE];
+    const char *k[TILE];
     UNROLL for (int c = 0; c < keys; c++) {
         const int64_t key = begin + b + c < t->most ? begin + b + c : t->most - 1;
-        k[c] = t->k + key * p->k_key;
+        k[c] = t->k + key * p->k_key * size;
         UNROLL for (int a = 0; a < queries; a++) sums[a][c] = splat(0);
     }
     for (int64_t i = 0; i < whole; i += LANES) {
@@ -76,7 +94,7 @@ INLINE void score(const attention *p, tile_of_queries *t, int queries, int keys,
             HOLD(read[a]);
         }
         UNROLL for (int c = 0; c < keys; c++) {
-            vector key = load_float32(k[c] + i);
+            vector key = load(kind, k[c] + i * size);
             if (queries > 1) HOLD(key);
             UNROLL for (int a = 0; a < queries; a++) sums[a][c] = add_product(sums[a][c], read[a], key);
         }
@@ -91,7 +109,7 @@ INLINE void score(const attention *p, tile_of_queries *t, int queries, int keys,
     UNROLL for (int a = 0; a < queries; a++) {
         UNROLL for (int c = 0; c < keys; c++) {
             float sum = folded[a * keys + c];
-            for (int64_t i = whole; i < width; i++) sum = add_one_product(sum, t->q[a][i], k[c][i]);
+            for (int64_t i = whole; i < width; i++) sum = add_one_product(sum, t->q[a][i], load_one(kind, k[c] + i * size));
             t->weights[a][b + c] = sum * p->scale;
         }
     }
@@ -122,15 +140,17 @@ NOINLINE void weigh(const attention *p, tile_of_queries *t, int a, int64_t count
 }
 
 /* Add weighted values [from, to) of a block to features [d, d + vectors) of queries [a, a + queries). */
-INLINE void mix(const attention *p, tile_of_queries *t, int a, int queries, int vectors, int64_t d, const float *v,
-                int64_t from, int64_t to) {
+INLINE void mix(const attention *p, tile_of_queries *t, enum kind kind, int a, int queries, int vectors, int64_t d,
+                const char *v, int64_t from, int64_t to) {
+    const int64_t size = size_of(kind);
     vector sums[QUERIES][TILE];
     UNROLL for (int b = 0; b < queries; b++) {
         UNROLL for (int c = 0; c < vectors; c++) sums[b][c] = load_float32(t->y[a + b] + d + c * LANES);
     }
     for (int64_t key = from; key < to; key++) {
         vector read[TILE];
-        UNROLL for (int c = 0; c < vectors; c++) read[c] = load_float32(v + key * p->v_key + d + c * LANES);
+        if (d == 0 && t->ahead) fetch(t->ahead + key * p->k_key * size, p->width * size);
+        UNROLL for (int c = 0; c < vectors; c++) read[c] = load(kind, v + (key * p->v_key + d + c * LANES) * size);
         UNROLL for (int b = 0; b < queries; b++) {
             vector weight = splat(t->weights[a + b][key]);
             UNROLL for (int c = 0; c < vectors; c++) sums[b][c] = add_product(sums[b][c], weight, read[c]);
@@ -141,36 +161,37 @@ INLINE void mix(const attention *p, tile_of_queries *t, int a, int queries, int 
     }
 }
 
-INLINE void mix_all(const attention *p, tile_of_queries *t, int a, int queries, const float *v, int64_t from,
-                    int64_t to) {
+INLINE void mix_all(const attention *p, tile_of_queries *t, enum kind kind, int a, int queries, const char *v,
+                    int64_t from, int64_t to) {
+    const int64_t size = size_of(kind);
     const int vectors = TILE / queries;
     int64_t d = 0;
-    for (; d + vectors * LANES <= p->width; d += vectors * LANES) mix(p, t, a, queries, vectors, d, v, from, to);
-    for (; d + LANES <= p->width; d += LANES) mix(p, t, a, queries, 1, d, v, from, to);
+    for (; d + vectors * LANES <= p->width; d += vectors * LANES) mix(p, t, kind, a, queries, vectors, d, v, from, to);
+    for (; d + LANES <= p->width; d += LANES) mix(p, t, kind, a, queries, 1, d, v, from, to);
     for (; d < p->width; d++)
         for (int b = a; b < a + queries; b++)
             for (int64_t key = from; key < to; key++)
-                t->y[b][d] = add_one_product(t->y[b][d], t->weights[b][key], v[key * p->v_key + d]);
+                t->y[b][d] = add_one_product(t->y[b][d], t->weights[b][key],
+                                             load_one(kind, v + (key * p->v_key + d) * size));
 }
 
 /* Not inlined: all tiles of one query add by the same instructions. */
-NOINLINE void mix_one(const attention *p, tile_of_queries *t, int a, const float *v, int64_t from, int64_t to) {
-    mix_all(p, t, a, 1, v, from, to);
+NOINLINE void mix_one(const attention *p, tile_of_queries *t, int a, const char *v, int64_t from, int64_t to) {
+    if (p->kind == FLOAT32) mix_all(p, t, FLOAT32, a, 1, v, from, to);
+    if (p->kind == BFLOAT16) mix_all(p, t, BFLOAT16, a, 1, v, from, to);
 }
 
-INLINE void attend(const attention *p, tile_of_queries *t, int queries) {
+INLINE void attend(const attention *p, tile_of_queries *t, enum kind kind, int queries) {
+    const int64_t size = size_of(kind), of_key = p->k_key * size, of_value = p->v_key * size;
     for (int64_t begin = 0; begin < t->most; begin += KEYS) {
-        const float *v = t->v + begin * p->v_key;
+        const char *v = t->v + begin * of_value;
         const int64_t shown = t->most - begin < KEYS ? t->most - begin : KEYS;
         for (int64_t b = 0; b < shown; b += TILE / queries) {
-            fetch(v + b * p->v_key, shown - b < TILE / queries ? shown - b : TILE / queries, p->v_key, p->width);
-            score(p, t, queries, TILE / queries, begin, b);
+            for (int64_t key = b; key < b + TILE / queries && key < shown; key++)
+                fetch(v + key * of_value, p->width * size);
+            score(p, t, kind, queries, TILE / queries, begin, b);
         }
-        const int64_t left = t->most - begin - shown;
-        if (left > 0)
-            fetch(t->k + (begin + KEYS) * p->k_key, left < KEYS ? left : KEYS, p->k_key, p->width);
-        else if (t->next)
-            fetch(t->next, shown, p->k_key, p->width);
+        t->ahead = t->most - begin > KEYS ? t->k + (begin + KEYS) * of_key : t->next;
         int64_t counts[QUERIES], common = KEYS;
         for (int a = 0; a < queries; a++) {
             counts[a] = t->ends[a] - begin < shown ? t->ends[a] - begin : shown;
@@ -180,7 +201,7 @@ INLINE void attend(const attention *p, tile_of_queries *t, int queries) {
         if (queries == 1 || common <= 0)
             common = 0;
         else
-            mix_all(p, t, 0, queries, v, 0, common);
+            mix_all(p, t, kind, 0, queries, v, 0, common);
         for (int a = 0; a < queries; a++)
             if (counts[a] > common) mix_one(p, t, a, v, common, counts[a]);
     }
@@ -188,14 +209,21 @@ INLINE void attend(const attention *p, tile_of_queries *t, int queries) {
         for (int64_t d = 0; d < p->width; d++) t->y[a][d] /= t->total[a];
 }
 
+INLINE void attend_as(const attention *p, tile_of_queries *t, enum kind kind, int queries) {
+    if (queries == 4) attend(p, t, kind, 4);
+    if (queries == 2) attend(p, t, kind, 2);
+    if (queries == 1) attend(p, t, kind, 1);
+}
+
 static void attend_share(const attention *p, int64_t thread, int64_t threads) {
+    const int64_t size = size_of((enum kind)p->kind);
     const int64_t items = p->rows * p->kv_heads, group = p->heads / p->kv_heads, all = p->queries * group;
     const int64_t end = items * (thread + 1) / threads;
     for (int64_t item = items * thread / threads; item < end; item++) {
         const int64_t row = item / p->kv_heads, kv_head = item % p->kv_heads;
         for (int64_t first = 0; first < all;) {
-            tile_of_queries t = {.k = p->k + row * p->k_row + kv_head * p->k_head,
-                                 .v = p->v + row * p->v_row + kv_head * p->v_head};
+            tile_of_queries t = {.k = p->k + (row * p->k_row + kv_head * p->k_head) * size,
+                                 .v = p->v + (row * p->v_row + kv_head * p->v_head) * size};
             const int queries = all - first >= 4 ? 4 : all - first >= 2 ? 2 : 1;
             for (int a = 0; a < queries; a++) {
                 const int64_t query = (first + a) / group, head = kv_head * group + (first + a) % group;
@@ -209,11 +237,10 @@ static void attend_share(const attention *p, int64_t thread, int64_t threads) {
             first += queries;
             if (first == all && item + 1 < end) {
                 const int64_t next = item + 1;
-                t.next = p->k + next / p->kv_heads * p->k_row + next % p->kv_heads * p->k_head;
+                t.next = p->k + (next / p->kv_heads * p->k_row + next % p->kv_heads * p->k_head) * size;
             }
-            if (queries == 4) attend(p, &t, 4);
-            if (queries == 2) attend(p, &t, 2);
-            if (queries == 1) attend(p, &t, 1);
+            if (p->kind == FLOAT32) attend_as(p, &t, FLOAT32, queries);
+            if (p->kind == BFLOAT16) attend_as(p, &t, BFLOAT16, queries);
         }
     }
 }

@@ -27,13 +27,14 @@ typedef struct {
     float *x;              /* [rows, queries, dim]: read, and written over */
     float *room;           /* [rows * queries, dim + qkv + 2 * hidden + the larger of heads * width and hidden + int8's] */
     const int64_t *places; /* [rows, queries] */
-    float *keys, *values;
+    char *keys, *values;
     const float *turns; /* [2, shown or more, width / 2]: cosines and sines of a place */
     const block *layers;
     const float *norm; /* behind the last block */
     int64_t rows, queries, depth, dim, heads, kv_heads, width, hidden, shown;
     int64_t layer_step, row_step, head_step, key_step; /* strides of keys and values */
     int64_t turn_step;                                 /* from cosines to sines */
+    int64_t kept;                                      /* the kind of keys and values */
     int64_t swin;
     float eps, head_eps;
 } stack;
@@ -82,18 +83,32 @@ static void normalise_heads(const stack *s, const head_norm *norm, float *x, int
         anymodal_rms_norm(x, x, norm->weight, heads, s->width, s->head_eps);
 }
 
+/* Keep numbers in the cache; in bfloat16, as the nearest, of two the even one. */
+static void keep(enum kind kind, char *y, const float *x, int64_t width) {
+    if (kind == FLOAT32) memcpy(y, x, (size_t)width * sizeof *x);
+    for (int64_t i = 0; kind == BFLOAT16 && i < width; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        const uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+        const uint16_t half = (uint16_t)((bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : rounded); /* none stays none */
+        memcpy(y + i * 2, &half, sizeof half);
+    }
+}
+
 /* Make queries and keys of one token ready, and store its keys and values. */
-static void place(const stack *s, const block *b, float *qkv, int64_t row, int64_t place, float *keys, float *values) {
-    const int64_t width = s->width, at = row * s->row_step + place * s->key_step;
+static void place(const stack *s, const block *b, float *qkv, int64_t row, int64_t place, char *keys, char *values) {
+    const enum kind kind = (enum kind)s->kept;
+    const int64_t width = s->width, at = row * s->row_step + place * s->key_step, size = size_of(kind);
     const float *cosines = s->turns + place * (width / 2), *sines = cosines + s->turn_step;
     float *k = qkv + s->heads * width;
     const float *v = k + s->kv_heads * width;
     normalise_heads(s, &b->q_norm, qkv, s->heads);
     normalise_heads(s, &b->k_norm, k, s->kv_heads);
-    for (int64_t head = 0; head < s->heads; head++) turn(qkv + head * width, qkv + head * width, cosines, sines, width);
+    for (float *head = qkv; head < v; head += width) turn(head, head, cosines, sines, width);
     for (int64_t head = 0; head < s->kv_heads; head++) {
-        turn(keys + at + head * s->head_step, k + head * width, cosines, sines, width);
-        memcpy(values + at + head * s->head_step, v + head * width, (size_t)width * sizeof(float));
+        const int64_t to = (at + head * s->head_step) * size;
+        keep(kind, keys + to, k + head * width, width);
+        keep(kind, values + to, v + head * width, width);
     }
 }
 
@@ -101,10 +116,12 @@ static void place(const stack *s, const block *b, float *qkv, int64_t row, int64
 static void attend_block(const stack *s, const block *b, const parts *p, int64_t layer, float *y, const float *x,
                          int64_t threads) {
     const int64_t count = s->rows * s->queries, all = (s->heads + 2 * s->kv_heads) * s->width;
-    float *keys = s->keys + layer * s->layer_step, *values = s->values + layer * s->layer_step;
+    const int64_t from = layer * s->layer_step * size_of((enum kind)s->kept);
+    char *keys = s->keys + from, *values = s->values + from;
     multiply_all(b->qkv, 3, p, p->qkv, all, x, count, threads);
     for (int64_t i = 0; i < count; i++) place(s, b, p->qkv + i * all, i / s->queries, s->places[i], keys, values);
-    const attention a = {.y = p->mixed, .q = p->qkv, .k = keys, .v = values, .places = s->places, .rows = s->rows,
+    const attention a = {.y = p->mixed, .q = p->qkv, .k = keys, .v = values, .places = s->places, .kind = s->kept,
+                         .rows = s->rows,
                          .queries = s->queries, .heads = s->heads, .kv_heads = s->kv_heads, .width = s->width,
                          .shown = s->shown, .q_row = s->queries * all, .q_query = all, .q_head = s->width,
                          .k_row = s->row_step, .k_head = s->head_step, .k_key = s->key_step, .v_row = s->row_step,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from anymodal.decoding.native import KINDS, load_kernel, room_of
+from anymodal.decoding.native import KEPT, KINDS, load_kernel, room_of
 from anymodal.model.cache import CacheStep
 from anymodal.model.transformer import Block, HeadNorm, Transformer, rotary_table
 
@@ -48,7 +48,8 @@ class _Stack(ctypes.Structure):
     _fields_ = (
         *((name, POINTER) for name in ("x", "room", "places", "keys", "values", "turns", "layers", "norm")),
         *((name, SIZE) for name in ("rows", "queries", "depth", "dim", "heads", "kv_heads", "width", "hidden")),
-        *((name, SIZE) for name in ("shown", "layer_step", "row_step", "head_step", "key_step", "turn_step", "swin")),
+        *((name, SIZE) for name in ("shown", "layer_step", "row_step", "head_step", "key_step", "turn_step")),
+        *((name, SIZE) for name in ("kept", "swin")),
         ("eps", ctypes.c_float), ("head_eps", ctypes.c_float),
     )  # fmt: skip
 
@@ -62,11 +63,15 @@ class NativeBlocks:
 
     It reads the weights where they lie, in float32, bfloat16 or int8. The result of a row depends neither on the other
     rows nor on the number of threads, to the last bit. A copy of a model has no such blocks, and leaves it to torch.
+
+    Attributes:
+        cache_dtype: what keys and values are best kept in, of which a long sequence reads more than weights.
     """
 
-    def __init__(self, transformer: Transformer) -> None:
+    def __init__(self, transformer: Transformer, cache_dtype: torch.dtype = torch.float32) -> None:
         """Note where the weights lie; the layers are those of `lighten`."""
         config = self.config = transformer.config
+        self.cache_dtype = cache_dtype
         self._kernel = load_kernel()
         self._turns = self._angles(config.max_seq_len)
         between = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim + 2 * config.hidden_dim
@@ -108,7 +113,9 @@ class NativeBlocks:
             torch.is_grad_enabled()
             or queries > NATIVE_QUERIES
             or rows * queries > NATIVE_ROWS
-            or not (x.dtype is keys.dtype is values.dtype is torch.float32)
+            or x.dtype is not torch.float32
+            or keys.dtype not in KEPT
+            or values.dtype is not keys.dtype
             or not (x.is_cpu and keys.is_cpu and places.is_contiguous())
             or values.stride() != steps
             or steps[4] != 1
@@ -122,7 +129,7 @@ class NativeBlocks:
             x=y.data_ptr(), room=room.data_ptr(), places=places.data_ptr(), keys=keys.data_ptr(),
             values=values.data_ptr(), turns=turns.data_ptr(), rows=rows, queries=queries, shown=shown,
             layer_step=steps[0], row_step=steps[1], head_step=steps[2], key_step=steps[3], turn_step=turns.stride(0),
-            **self._fixed,
+            kept=KINDS[keys.dtype], **self._fixed,
         )  # fmt: skip
         if not self._kernel.blocks(ctypes.addressof(stack), torch.get_num_threads()):
             raise ValueError(f"places must lie in [0, {shown}), got {places.tolist()}; show more of the cache.")

@@ -110,8 +110,7 @@ INLINE void int8_tile(const product *p, int rows, int outs, int64_t r, int64_t o
         }
         for (int64_t i = begin; i < stop;) {
             const int64_t end = stop - i < LINE ? stop : i + LINE;
-            const int8_t *ahead = w + i * outs + AHEAD;
-            UNROLL for (int b = 0; b < outs; b++, ahead += LINE) __builtin_prefetch(ahead);
+            fetch_weights(INT8, rows, outs, in, (const char *)w, i);
             for (; i < end; i += SHORTS) {
                 shorts read[ROWS];
                 UNROLL for (int a = 0; a < rows; a++) {

@@ -51,6 +51,11 @@ class Request:
     max_images: int | None = None
     picture_tokens: int = 0
 
+    def __post_init__(self) -> None:
+        """Check the seed, which noise reads as 64 bits."""
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must fit 64 bits, got {self.seed}; take a smaller one.")
+
     @property
     def three_way(self) -> bool:
         """Does guidance compare with the prompt's pictures too."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from anymodal.decoding.native import load_kernel, native_attention, native_gelu, native_linear, native_rms_norm
+from anymodal.decoding.native import KEPT, load_kernel, native_attention, native_gelu, native_linear, native_rms_norm
 from anymodal.decoding.native_blocks import NATIVE_QUERIES, NATIVE_ROWS, NativeBlocks, Readable
 from anymodal.decoding.pages import move_to_large_pages
 from anymodal.model.transformer import Attention
@@ -192,7 +192,7 @@ def lighten(model: AnyModal, kind: Kind, *, native: bool = False) -> None:
 
     With `native`, few rows pass all blocks in one call of the kernel, keys and values of the cache included; where they
     are too many for that, and in what stands around the blocks, products, norms and attention get it one by one. The
-    weights move to memory of their own.
+    weights move to memory of their own, and keys and values are kept in bfloat16 beside rounded ones.
 
     With rounded weights a model samples and no longer trains: no weight of it wants a gradient. A head that is tied to
     its embedding gets weights of its own. Save a model before: int8 has tensors that a model folder does not know. With
@@ -226,7 +226,7 @@ def lighten(model: AnyModal, kind: Kind, *, native: bool = False) -> None:
             if isinstance(child, nn.Linear):
                 setattr(parent, name, _light(child, kind, native=native))
     if native:
-        _hand_over(model)
+        _hand_over(model, torch.float32 if kind == "float32" else torch.bfloat16)
     if model.config.heads == "shared":
         model.code_head = _code_head(model)
 
@@ -248,7 +248,7 @@ def _widen(model: AnyModal, besides: set[nn.Linear]) -> None:
             parameter.data = parameter.data.float()
 
 
-def _hand_over(model: AnyModal) -> None:
+def _hand_over(model: AnyModal, cache_dtype: torch.dtype) -> None:
     """Give the native kernel what is no product of blocks and heads."""
     for module in list(model.transformer.modules()):
         if isinstance(module, Attention):
@@ -259,7 +259,7 @@ def _hand_over(model: AnyModal) -> None:
     tied = model.embedding.weight.data_ptr()
     weights = [module.weight for module in model.modules() if isinstance(module, LightLinear)]
     move_to_large_pages([weight for weight in weights if weight.data_ptr() != tied])
-    model.transformer.stack = NativeBlocks(model.transformer)
+    model.transformer.stack = NativeBlocks(model.transformer, cache_dtype)
     if model.config.heads == "decoupled":
         for number, linear in enumerate(model.image_aligner):
             if isinstance(linear, nn.Linear):
@@ -310,7 +310,7 @@ def _light(linear: nn.Linear, kind: Kind, *, native: bool) -> LightLinear:
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Tensor | None:
-    if q.shape[1] > NATIVE_QUERIES or not _suits_kernel(q, keys):
+    if q.shape[1] > NATIVE_QUERIES or not (_suits_kernel(q) and _suits_kernel(keys, dtypes=KEPT)):
         return None
     return native_attention(q, keys, values, places)
 
@@ -323,10 +323,10 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y if bias is None else y + bias
 
 
-def _suits_kernel(*tensors: Tensor) -> bool:
+def _suits_kernel(*tensors: Tensor, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> bool:
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
-    return all(tensor.is_cpu and tensor.dtype is torch.float32 for tensor in tensors)
+    return all(tensor.is_cpu and tensor.dtype in dtypes for tensor in tensors)
 
 
 def _kept(values: Tensor) -> nn.Parameter:

@@ -133,10 +133,12 @@ class Attention(nn.Module):
         mask, causal = None, True
         if isinstance(context, CacheStep):
             k, v = context.write(self.layer, k, v)
-            q, mask, causal = q.to(k.dtype), context.visible, context.causal
+            mask, causal = context.visible, context.causal
             out = None if self.attend is None else self.attend(q, k, v, context.places)
             if out is not None:
                 return self.o_proj(out.flatten(2).to(x.dtype))
+            dtype = torch.promote_types(q.dtype, k.dtype)  # a cache may be narrower
+            q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         return self.o_proj(self._mix(q.transpose(1, 2), k, v, mask, causal).to(x.dtype))
 
     def _within(

@@ -1,7 +1,7 @@
 """AnyModal: embeddings, transformer and heads in one pure module."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
@@ -147,6 +147,22 @@ class AnyModal(nn.Module):
         x = self._with_places(x, batch.ids, columns)
         hidden = self.transformer(x, batch.positions, layout.segments)
         return ModelOutput(hidden=hidden, losses=self._losses(hidden, batch.targets, layout, z_loss), model=self)
+
+    def log_likelihoods(self, batch: Batch) -> Float[Tensor, " b"]:
+        """Return the log probability, in nats, of the targets of each row of a model that evaluates.
+
+        Raises:
+            ValueError: a row is longer than the context.
+        """
+        hidden = self(replace(batch, targets=torch.full_like(batch.targets, IGNORE))).hidden
+        found = []
+        for i in range(len(hidden)):
+            row = Batch(
+                ids=batch.ids[i : i + 1], targets=batch.targets[i : i + 1], positions=batch.positions[i : i + 1]
+            )
+            losses = self._losses(hidden[i : i + 1], row.targets, Layout.of(row, self.code_of), 0.0)
+            found.append(-sum((part.nats for part in losses.values()), hidden.new_zeros((), dtype=torch.float32)))
+        return torch.stack(found)
 
     def step(
         self,

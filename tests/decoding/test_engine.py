@@ -221,6 +221,10 @@ def test_what_does_not_fit_is_named_before_it_runs(make_setup: Make) -> None:
         setup.generate([setup.draw("a", 0, guidance_scale=2.0)], max_rows=1)
     with pytest.raises(ValueError, match="max_rows must be in"):
         EngineConfig(max_rows=0)
+    misspelt = EngineConfig()
+    object.__setattr__(misspelt, "speculation", "medusa")  # past the types, which tests check and users do not
+    with pytest.raises(ValueError, match="speculation must be none, jacobi or accept, got 'medusa'"):
+        misspelt.__post_init__()
     with pytest.raises(ValueError, match="lag must be 0 or 1"):
         EngineConfig(lag=2)
 

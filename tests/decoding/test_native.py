@@ -8,6 +8,7 @@ from torch import Tensor
 
 from anymodal.decoding import native
 from anymodal.decoding.native import (
+    KEPT,
     build_kernel,
     load_kernel,
     native_attention,
@@ -142,7 +143,7 @@ def test_what_the_kernel_cannot_read_is_refused() -> None:
 
 
 def attention(
-    rows: int, count: int, heads: int, kv_heads: int, width: int, keys: int
+    rows: int, count: int, heads: int, kv_heads: int, width: int, keys: int, *, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Make queries that lie between others, and a part of a larger cache, which is no number where nobody looks."""
     torch.manual_seed(0)
@@ -150,7 +151,7 @@ def attention(
     places = torch.randint(0, keys, (rows, count))
     cache = torch.randn(2, rows + 1, kv_heads, keys + 9, width)[:, 1:, :, :keys]
     cache.mT[(torch.arange(keys) > places.amax(1, keepdim=True))[None, :, None, None].expand_as(cache.mT)] = torch.nan
-    return q, cache[0], cache[1], places
+    return q, *cache.to(dtype), places
 
 
 def true_attention(q: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> Tensor:
@@ -161,9 +162,10 @@ def true_attention(q: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> T
 
 
 @pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("dtype", KEPT)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_attention_is_that_of_float64_and_reads_what_is_seen_alone(shape: tuple[int, ...]) -> None:
-    q, keys, values, places = attention(*shape)
+def test_attention_is_that_of_float64_and_reads_what_is_seen_alone(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    q, keys, values, places = attention(*shape, dtype=dtype)
     y = native_attention(q, keys, values, places)
     assert (y.dtype, y.shape, y.is_contiguous()) == (torch.float32, q.shape, True)
     torch.testing.assert_close(y.double(), true_attention(q, keys, values, places), atol=3e-6, rtol=0)
@@ -174,9 +176,10 @@ def test_attention_is_that_of_float64_and_reads_what_is_seen_alone(shape: tuple[
 
 
 @pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("dtype", KEPT)
 @pytest.mark.parametrize("shape", [(5, 9, 6, 2, 80, 200), (5, 9, 4, 4, 64, 150), (19, 9, 8, 4, 10, 100)], ids=str)
-def test_attention_of_a_query_depends_on_nothing_else(shape: tuple[int, ...]) -> None:
-    q, keys, values, places = attention(*shape)
+def test_attention_of_a_query_depends_on_nothing_else(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    q, keys, values, places = attention(*shape, dtype=dtype)
     assert 2 * keys.numel() >= WEIGHTS_OF_TWO_THREADS
     alone = torch.empty(q.shape)
     for row in range(len(q)):
@@ -243,7 +246,9 @@ def test_attention_that_the_kernel_cannot_read_is_refused() -> None:
     q, keys, values, places = attention(2, 3, 4, 2, 16, 20)
     wrong = [
         (q.double(), keys, values, places),
-        (q, keys.bfloat16(), values.bfloat16(), places),
+        (q.bfloat16(), keys.bfloat16(), values.bfloat16(), places),
+        (q, keys.bfloat16(), values, places),
+        (q, keys.half(), values.half(), places),
         (q, keys, values, places.int()),
         (q, keys, values[:, :, 1:], places),
         (q, keys, values, places[:, 1:]),

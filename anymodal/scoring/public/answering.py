@@ -83,6 +83,8 @@ def write_text(
 
 def _likeliest(pipe: Pipeline, document: list[Part], question: Question) -> str | ValueError:
     try:
-        return max(question.options, key=lambda letter: pipe.log_likelihood(document, letter))
+        letters = list(question.options)
+        told = pipe.log_likelihoods(document, letters)
+        return letters[told.index(max(told))]
     except ValueError as error:
         return error

@@ -21,10 +21,10 @@ class Parrot(Pipeline):
             raise ValueError("does not fit the context")
         return [[f"re {document[0]}", " and on"] for document in documents]
 
-    def log_likelihood(self, document: Any, target: Any) -> float:
+    def log_likelihoods(self, document: Any, targets: Any) -> list[float]:
         if len(document[0]) > 8:
             raise ValueError("does not fit the context")
-        return 0.0 if target == "B" else -1.0
+        return [0.0 if target == "B" else -1.0 for target in targets]
 
 
 def asked(*texts: str, **options: str) -> list[Question]:
