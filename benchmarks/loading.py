@@ -37,8 +37,7 @@ from anymodal.data.scenes import scene_samples
 from anymodal.data.shards import Sample, write_shards
 from anymodal.learning.batches import DocumentBatches, PictureBatches
 from anymodal.learning.config import Ratios, StageConfig
-from anymodal.model.folder import ModelFolder
-from anymodal.pipeline import EMBEDDED
+from anymodal.model.folder import EMBEDDED, ModelFolder
 
 SIDE, GRID, BATCH = 256, 8, 64
 NOISE = 12.0  # grey levels, so that a drawn scene has as many bytes as a photograph

@@ -11,7 +11,7 @@ class DataConfig:
         train: shard patterns, as open_clip writes them ("train-{000..010}.tar"), or addresses of remote ones
             ("s3://bucket/train-{000..010}.tar") that fsspec can read.
         ratios: shares of the patterns in train ("a::b" holds two) in every step; empty for by how much they hold.
-        held_out: shards of the validation losses; empty for none.
+        held_out: shards of the validation losses; null for none.
         codes: folder of records with the codes of these shards (`anymodal tokenizers codes --form records`);
             empty where the shards hold their codes themselves.
         index_folder: where indexes of foreign shards go when their own folder is read-only.
@@ -24,7 +24,7 @@ class DataConfig:
 
     train: str
     ratios: tuple[float, ...] = ()
-    held_out: str = ""
+    held_out: str | None = None
     codes: str = ""
     index_folder: str | None = None
     cache_folder: str = ""

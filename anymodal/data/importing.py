@@ -12,20 +12,27 @@ from anymodal.data.checks import IMAGE_KEYS, SetAside, check_members, check_pict
 from anymodal.data.shards import Sample
 
 WEBP_QUALITY = 95
+FOREIGN = ("avif", "bmp", "gif", "heic", "jfif", "jp2", "tif", "tiff")  # pictures that nothing here reads
 RECORD_FIELDS = ("captions", "questions", "truth")  # columns of a table of JSON lines that go into a sample as they are
 
 
 def folder_samples(folder: Path) -> Iterator[Sample]:
     """Yield a sample for each name in a folder and those below: picture, caption (.txt) and record (.json) as bytes.
 
-    Raises ValueError for a folder that is missing or holds nothing of these, and for two pictures of one name.
+    Raises ValueError for a folder that is missing or holds nothing of these, for two pictures of one name, and for
+    pictures of other kinds.
     """
     if not folder.is_dir():
-        raise ValueError(f"a folder of pictures must exist, {folder} does not; look at the path")
+        came = "is a file" if folder.exists() else "does not"
+        raise ValueError(f"a folder of pictures must exist, {folder} {came}; look at the path")
     groups: dict[str, dict[str, Path]] = {}
+    foreign: list[Path] = []
     for path in sorted(folder.rglob("*")):
         extension = path.suffix[1:].lower()
-        if extension not in (*IMAGE_KEYS, "txt", "json") or path.name.startswith(".") or not path.is_file():
+        if extension not in (*IMAGE_KEYS, *FOREIGN, "txt", "json") or path.name.startswith(".") or not path.is_file():
+            continue
+        if extension in FOREIGN:
+            foreign.append(path)
             continue
         key = key_of(path.relative_to(folder).with_suffix("").as_posix())
         members = groups.setdefault(key, {})
@@ -33,6 +40,9 @@ def folder_samples(folder: Path) -> Iterator[Sample]:
         if same:
             raise ValueError(f"pictures and captions must have names of their own, got {members[same]} and {path}")
         members[extension] = path
+    if foreign:
+        kinds = ", ".join(IMAGE_KEYS)
+        raise ValueError(f"pictures must be {kinds}, {len(foreign)} are not: {foreign[0]}; convert or remove them")
     if not groups:
         raise ValueError(f"a folder of pictures must hold {', '.join(IMAGE_KEYS)} or txt files, {folder} holds none")
     for key, members in groups.items():
@@ -97,6 +107,7 @@ class Sieve:
         self.holds: Counter[str] = Counter()  # how many good samples hold a picture, a caption, turns
         self.good = 0
         self.first_bad = ""
+        self.first_of: dict[str, str] = {}  # reason -> key
 
     def __call__(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Yield the good samples.
@@ -110,6 +121,7 @@ class Sieve:
             except SetAside as refusal:
                 self.bad[refusal.reason] += 1
                 self.first_bad = self.first_bad or f"{sample.key}: {refusal}"
+                self.first_of.setdefault(refusal.reason, sample.key)
                 continue
             self.good += 1
             self.holds.update(str(part.name).lower() for part in holds)

@@ -103,7 +103,7 @@ class ShardIndex:
         """Open the shards that the patterns name; a shard without an index is read through once to make it.
 
         The pass can be interrupted: what is indexed stays indexed. An index stands beside its shard, or in
-        `index_folder` where it cannot. `needs` sets samples aside that lack a picture, caption, turns or codes.
+        `index_folder` where it cannot. `needs` leaves samples out that lack a picture, caption, turns or codes.
         `progress` is wrapped around the shards. Remote shards need a `cache`, which keeps their indexes, too.
 
         Raises ValueError when nothing matches, a shard is broken or has changed since it was indexed, an index cannot
@@ -185,18 +185,26 @@ class ShardIndex:
         places = table.places(row)
         begin = places[0].offset - BLOCK
         data = self._read(shard, begin, places[-1].offset + places[-1].size - begin)
+        members: dict[str, bytes] = {}
         for place in places:
-            if reason := _fault(data, place, place.offset - begin):
+            start = place.offset - begin
+            member = members[place.extension] = data[start : start + place.size]
+            if reason := _fault(place, data[start - BLOCK : start], member):
                 raise BadSample(reason, self.shards[shard], table.keys[row], place.offset)
-        members = {place.extension: data[place.offset - begin : place.offset - begin + place.size] for place in places}
         return Sample(table.keys[row], members, codes)
 
     def check_bad_fraction(self, max_bad_fraction: float) -> None:
-        """Raise ValueError when more than this share of all samples was set aside, naming the first of them."""
-        bad = sum(self.bad.values())
-        if bad <= max_bad_fraction * (bad + len(self)):
+        """Raise ValueError when more than this share of all samples was set aside, naming the first of them.
+
+        What lacks a need is legal: it is left out, and only refused where all samples are.
+        """
+        counts = sum((Counter(summary.bad) for summary in self._summaries), Counter[str]())
+        bad, good = counts.total(), sum(sum(summary.holds.values()) for summary in self._summaries)
+        if good and not len(self):
+            raise ValueError(f"at least one sample must hold {' and '.join(self.needs)}, none of {good} does")
+        if bad <= max_bad_fraction * (bad + good):
             return
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in self.bad.items())
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(counts.items()))
         first = next(
             (
                 f"; the first is {member} of {shard} at byte {offset}: {message}"
@@ -206,7 +214,7 @@ class ShardIndex:
             "",
         )
         raise ValueError(
-            f"at most {max_bad_fraction:.2%} of the samples may be bad, got {bad} of {bad + len(self)} ({reasons})"
+            f"at most {max_bad_fraction:.2%} of the samples may be bad, got {bad} of {bad + good} ({reasons})"
             f"{first}; repair the shards or raise max_bad_fraction"
         )
 
@@ -346,14 +354,14 @@ def _changed(shard: Path, index: Path, what: str) -> ValueError:
     )
 
 
-def _fault(data: bytes, place: Place, start: int) -> str | None:
-    """Say what is wrong with a member in bytes read from its shard, None when nothing is."""
-    if len(data) < start + place.size:
+def _fault(place: Place, header: bytes, member: bytes) -> str | None:
+    """Say what is wrong with a member as it was read from its shard, None when nothing is."""
+    if len(header) < BLOCK or len(member) < place.size:
         return "shard is cut"
     try:
-        size = header_size(data[start - BLOCK : start])
+        size = header_size(header)
     except ValueError:
         return "header differs"
     if size != place.size:
         return "header differs"
-    return None if zlib.crc32(data[start : start + place.size]) == place.crc32 else "crc32 differs"
+    return None if zlib.crc32(member) == place.crc32 else "crc32 differs"

@@ -1,6 +1,7 @@
 """Plain JPEGs by simplejpeg where it is installed: half again as fast as Pillow, and the same pixels."""
 
 from functools import cache
+from struct import Struct
 from types import ModuleType
 from typing import Any
 
@@ -8,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 START = b"\xff\xd8\xff"
-SCAN = b"\xda"
+SEGMENT = Struct(">BBH")  # a mark, the kind of the segment, its length
+MARK, SCAN = 0xFF, 0xDA
 PLAIN = ("YCbCr", "Gray")
 TURNED = (b"Exif\0", b"tiff:Orientation")  # what may say that the picture is to be turned
 
@@ -30,7 +32,10 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
     Such a picture is colour or grey, and nothing in it speaks of turning.
     """
     fast = turbo()
-    if fast is None or not data.startswith(START) or any(word in _head(data) for word in TURNED):
+    if fast is None or not data.startswith(START):
+        return None
+    head = _head(data)
+    if any(word in head for word in TURNED):
         return None
     try:
         height, width, colours, _ = fast.decode_jpeg_header(data)
@@ -42,10 +47,13 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 def _head(data: bytes) -> bytes:
     """Return what stands before the scan, which alone is searched; all where markers do not lead there."""
     place = 2
-    while data[place : place + 1] == b"\xff":
-        if data[place + 1 : place + 2] == SCAN:
+    while place + SEGMENT.size <= len(data):
+        mark, kind, length = SEGMENT.unpack_from(data, place)
+        if mark != MARK:
+            break
+        if kind == SCAN:
             return data[:place]
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        place += 2 + length
     return data
 
 

@@ -1,7 +1,7 @@
 """Packing: documents to full rows, so that little of a batch is padding."""
 
 from collections.abc import Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heapreplace
 from itertools import accumulate
 from operator import itemgetter
 
@@ -20,7 +20,7 @@ def pack(sequences: Sequence[TokenSequence], *, seq_len: int, pad_id: int, look_
     Raises:
         ValueError: a sequence is longer than `seq_len`.
     """
-    lengths = [len(sequence.ids) for sequence in sequences]
+    lengths = [sequence.ids.numel() for sequence in sequences]
     if max(lengths) > seq_len:
         raise ValueError(
             f"a document has {max(lengths)} tokens, seq_len holds {seq_len}; raise seq_len or leave the document out."
@@ -46,7 +46,10 @@ def level(lengths: Sequence[int], seq_len: int) -> list[list[int]]:
     for count in range(-(-total // seq_len), len(lengths) + 1):
         if best and (count > fewest + min(fewest, MORE_ROWS) or total >= (1 - SPARE) * least):
             break
-        if best and count * shortest[-(-len(lengths) // count)] >= least:  # some row holds so many documents
+        held = -(-len(lengths) // count)  # so many documents are in some row, and in at least so many rows:
+        crowded = len(lengths) - (held - 1) * count
+        bound = -(-shortest[held * crowded] // crowded)  # the fullest of these holds no fewer tokens
+        if bound > seq_len or (best and count * bound >= least):
             continue
         rows, fullest = _share(lengths, count)
         if fullest > seq_len:
@@ -66,12 +69,16 @@ def _share(lengths: Sequence[int], count: int) -> tuple[list[list[int]], int]:
     heap = [(-length, i, [(length, [i])]) for i, length in enumerate(lengths)]
     heapify(heap)
     while len(heap) > 1:
-        (_, number, first), (_, _, second) = heappop(heap), heappop(heap)
-        alone = max(0, count - len(second))  # rows of the first that meet empty ones
-        apart = max(0, count - len(first))
-        meeting = zip(first[alone:], reversed(second[apart:]), strict=True)
-        joined = first[:alone] + second[:apart] + [(size + other, row + more) for (size, row), (other, more) in meeting]
+        _, number, first = heappop(heap)
+        second = heap[0][2]
+        meeting = len(first) + len(second) - count  # rows of the first that meet no empty ones
+        if meeting > 0:
+            met = zip(first[-meeting:], second[: -meeting - 1 : -1], strict=True)
+            joined = first[:-meeting] + second[:-meeting]
+            joined += [(size + other, row + more) for (size, row), (other, more) in met]
+        else:
+            joined = first + second
         joined.sort(key=itemgetter(0), reverse=True)  # leaves equal ones in their order
-        emptiest = joined[-1][0] if len(joined) == count else 0
-        heappush(heap, (emptiest - joined[0][0], number, joined))
+        emptiest = joined[-1][0] if meeting >= 0 else 0
+        heapreplace(heap, (emptiest - joined[0][0], number, joined))
     return sorted(sorted(row) for _, row in heap[0][2]), heap[0][2][0][0]

@@ -3,6 +3,7 @@
 import io
 import struct
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -67,6 +68,20 @@ def decode_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     decoded = decode_rgb(data, max_pixels=max_pixels)
     return decoded if isinstance(decoded, Image.Image) else Image.fromarray(decoded)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Decode a picture file as `decode_picture` decodes bytes.
+
+    Raises:
+        ValueError: there is no such file, or it holds no complete picture.
+    """
+    if not path.is_file():
+        raise ValueError(f"a picture file must exist, {path} {'is a folder' if path.is_dir() else 'does not'}.")
+    try:
+        return decode_picture(path.read_bytes())
+    except BadPicture as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> RGB:

@@ -2,8 +2,10 @@
 
 import glob
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,7 @@ from anymodal.data.records import SUFFIX as RECORDS
 from anymodal.data.records import CodeRecords, read_about, records_path, stage_records
 from anymodal.data.scan import SUFFIX as INDEX
 from anymodal.data.scan import load_summary
-from anymodal.data.shards import stage_shard
+from anymodal.data.shards import Sample, stage_shard
 
 NOTE = ".codes.json"
 Form = Literal["members", "records"]
@@ -76,26 +78,30 @@ def recode(
 
     A shard takes its name when it is whole. What stands there whole, made of the same, is kept: a killed run goes on
     where it was. A shard's bytes do not depend on the other shards, so that processes may share them in any way.
+    `progress` is wrapped around the samples.
 
     Raises ValueError when a file stands there that was made of something else, or the disk is full.
     """
     recoding.out.mkdir(parents=True, exist_ok=True)
     samples = kept = 0
     starts = [sum(index.shard_sizes[:shard]) for shard in range(len(index.shards))]
-    for shard in progress(range(len(index.shards))):
+    done = iter(progress(range(len(index))))
+    for shard in range(len(index.shards)):
         target, about = recoding.target(index, shard, numbers[shard]), recoding.about(index, shard)
-        samples += index.shard_sizes[shard]
+        places = range(starts[shard], starts[shard] + index.shard_sizes[shard])
+        samples += len(places)
         if _stands(target, about, recoding.overwrite):
             kept += 1
+            deque(islice(done, len(places)), maxlen=0)
             continue
         for orphan in target.parent.glob(f".{glob.escape(target.name)}*.partial"):  # a killed process left it
             orphan.unlink()
-        places = range(starts[shard], starts[shard] + index.shard_sizes[shard])
         if recoding.form == "records":
-            codes = (codes for _, codes in codes_of_samples(index, places, recoding.coding))
-            stage_records(codes, about, target).commit()
+            made = codes_of_samples(index, places, recoding.coding)
+            stage_records((codes for (_, codes), _ in zip(made, done, strict=False)), about, target).commit()
         else:
-            _write_shard(index, places, recoding, target, about)
+            _write_shard(_coded(index, places, recoding, done), target, about)
+    deque(done, maxlen=0)
     return Recoded(samples=samples, written=len(index.shards) - kept, kept=kept)
 
 
@@ -116,15 +122,17 @@ def check_folder(folder: Path, count: int, *, overwrite: bool) -> None:
             path.with_name(name).unlink(missing_ok=True)
 
 
-def _write_shard(
-    index: ShardIndex, places: Sequence[int], recoding: Recoding, target: Path, about: Mapping[str, Any]
-) -> None:
+def _coded(index: ShardIndex, places: Sequence[int], recoding: Recoding, done: Iterator[int]) -> list[Sample]:
     coding = recoding.coding
     samples = coded_samples(
         index, places, tokenizer=coding.tokenizer, size=coding.size, views=coding.views, batch_size=coding.batch_size,
         keep_pictures=recoding.keep_pictures,
     )  # fmt: skip
-    shard, table, summary = stage_shard(list(samples), target, pictures_verified=True)
+    return [sample for sample, _ in zip(samples, done, strict=False)]
+
+
+def _write_shard(samples: Sequence[Sample], target: Path, about: Mapping[str, Any]) -> None:
+    shard, table, summary = stage_shard(samples, target, pictures_verified=True)
     note = StagedFile(target.with_name(target.name + NOTE))
     try:
         with note.open() as stream:

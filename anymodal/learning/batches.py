@@ -22,7 +22,7 @@ from anymodal.data.samples import CODES, Reading, UnfitSample, document_of, rgb_
 from anymodal.learning.config import StageConfig
 from anymodal.learning.loading import WorkerLoader
 from anymodal.tokens.batch import Batch
-from anymodal.tokens.document import DocumentEncoder, TokenSequence
+from anymodal.tokens.document import Document, DocumentEncoder, TokenSequence
 from anymodal.tokens.vocabulary import Vocabulary
 
 PICTURE_FIT = fit_of("crop")
@@ -85,9 +85,13 @@ class DocumentBatches(StepBatches):
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step."""
-        sequences = [sequence for slot in self.slots(step) if (sequence := self._sequence(slot)) is not None]
-        if not sequences:
+        # all are read before the first is encoded: each kind of work stays in the processor's caches
+        documents = [document for slot in self.slots(step) if (document := self._document(slot)) is not None]
+        if not documents:
             raise ValueError(f"no sample of step {step} could be read ({dict(self.skipped)}); check the shards.")
+        sequences = [self.encoder.encode(document) for document in documents]
+        if self.stage.label_prompt:
+            sequences = [with_labelled_prompts(sequence, self.encoder.vocabulary) for sequence in sequences]
         return pack(
             sequences,
             seq_len=self.stage.seq_len,
@@ -99,17 +103,15 @@ class DocumentBatches(StepBatches):
         """Return what this rank reads at a step."""
         return self.order.step(step, rank=self.rank[0], world=self.rank[1])
 
-    def _sequence(self, slot: Slot) -> TokenSequence | None:
+    def _document(self, slot: Slot) -> Document | None:
         random = self.random.at((self.seed, slot.source), (slot.epoch, slot.sample))
         task, part = divmod(slot.source, len(self.parts))
         try:
             sample = self.index.read(self.parts[part].start + slot.sample)
-            document = document_of(sample, self.tasks[task], self.reading, random)
+            return document_of(sample, self.tasks[task], self.reading, random)
         except (BadSample, UnfitSample) as error:
             self.skipped[error.reason] += 1
             return None
-        sequence = self.encoder.encode(document)
-        return with_labelled_prompts(sequence, self.encoder.vocabulary) if self.stage.label_prompt else sequence
 
 
 class PictureBatches(StepBatches):

@@ -64,12 +64,12 @@ def lay_out(rows: Sequence[Sequence[TokenSequence]], length: int, pad_id: int, l
     """
     sequences = [sequence for row in rows for sequence in row]
     places = list(_places(rows, length))
-    sizes = np.array([len(sequence.ids) for sequence in sequences])  # arrays, which cost less than small tensors
+    sizes = np.array([sequence.ids.numel() for sequence in sequences])  # arrays, which cost less than small tensors
     positions = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
     where = np.repeat(np.array(places), sizes) + positions
-    written = np.concatenate([sequence.ids.numpy() for sequence in sequences])
+    written = torch.cat([sequence.ids for sequence in sequences]).numpy()
     targets = np.full_like(written, IGNORE)
-    wanted = np.concatenate([sequence.loss.numpy() for sequence in sequences])[1:] & (positions[1:] > 0)
+    wanted = torch.cat([sequence.loss for sequence in sequences]).numpy()[1:] & (positions[1:] > 0)
     targets[:-1][wanted] = written[1:][wanted]  # each position predicts the id behind it
 
     def laid(values: NDArray[np.int64], empty: int) -> Tensor:
@@ -100,7 +100,7 @@ def _places(rows: Sequence[Sequence[TokenSequence]], length: int) -> Iterator[in
         start = 0
         for sequence in sequences:
             yield row * length + start
-            start += len(sequence.ids)
+            start += sequence.ids.numel()
             if start > length:
                 raise ValueError(
                     f"a row of {length} tokens cannot hold {start}; raise seq_len or shorten the documents."

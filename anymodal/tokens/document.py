@@ -2,18 +2,18 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from anymodal.tokens.config import ChatTemplate, PictureLayout
 from anymodal.tokens.grammar import header_text, spell_sizes
 from anymodal.tokens.parts import Codes, Document, Draw, Look, Part, Picture, Say, Turn, as_turns
+from anymodal.tokens.sequence import SequenceWriter, TokenSequence
 from anymodal.tokens.text import TextTokenizer
 from anymodal.tokens.vocabulary import Vocabulary
 
@@ -30,24 +30,6 @@ __all__ = [
     "Turn",
     "as_turns",
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class TokenSequence:
-    """One document as ids.
-
-    Attributes:
-        ids: at a picture that the understanding path reads, the special `look`, once a feature.
-        loss: is this id a target.
-        looks: where the ids of a looked-at picture start, and its pixels [3, h, w], in order.
-
-    >>> TokenSequence(torch.tensor([1, 5]), torch.tensor([False, True]), ()).ids.tolist()
-    [1, 5]
-    """
-
-    ids: Int[Tensor, " n"]
-    loss: Bool[Tensor, " n"]
-    looks: tuple[tuple[int, Tensor], ...]
 
 
 class DocumentEncoder:
@@ -92,6 +74,7 @@ class DocumentEncoder:
             *(vocabulary.table(modality).tolist() for modality in vocabulary.modalities)
         )
         self._names = {index: name for name, index in vocabulary.specials.items()}
+        self._table = vocabulary.table().numpy()  # it is looked up in faster than a tensor
         self._boi, self._eoi = vocabulary.special("boi"), vocabulary.special("eoi")
         self._look = [] if look_tokens is None else [vocabulary.special("look")] * look_tokens
         self._sizes = frozenset(layout.sizes)
@@ -104,7 +87,7 @@ class DocumentEncoder:
             "user": (self._resolve(template.user[0]), self._resolve(template.user[1])),
             "assistant": (self._resolve(template.assistant[0]), self._resolve(template.assistant[1])),
         }
-        self._bare: dict[str, tuple[list[int | str], list[int | str]]] = {
+        self._bare: dict[str, tuple[list[list[int] | str], list[list[int] | str]]] = {
             "user": ([], []),
             "assistant": ([], self._around["assistant"][1]),
         }
@@ -134,7 +117,7 @@ class DocumentEncoder:
             ValueError: the template guides away from the empty prompt: write that with `prompt_image`.
         """
         if self.template.unconditional == "bare":
-            writer = _Writer(self)
+            writer = SequenceWriter(self.text_ids)
             writer.template(self._begin, loss=False)
             writer.add([self._boi], loss=False)
             return writer.sequence()
@@ -176,8 +159,8 @@ class DocumentEncoder:
             reader.read(index, code, self._names.get(index))
         return reader.close()
 
-    def _write(self, document: Document, *, complete: bool, draws: bool = False) -> "_Writer":
-        writer = _Writer(self)
+    def _write(self, document: Document, *, complete: bool, draws: bool = False) -> SequenceWriter:
+        writer = SequenceWriter(self.text_ids)
         writer.template(self._begin, loss=False)
         entries = as_turns(document, complete=complete)
         draws = draws or any(isinstance(part, Draw) for entry in entries for part in _parts_of(entry))
@@ -186,7 +169,7 @@ class DocumentEncoder:
             writer.template(self._system, loss=False)
         for number, entry in enumerate(entries):
             if not isinstance(entry, Turn):
-                writer.part(entry, loss=True)
+                self._write_part(writer, entry, loss=True)
                 continue
             opening, closing = around[entry.role]
             answers, last = entry.role == "assistant", number == len(entries) - 1
@@ -200,17 +183,40 @@ class DocumentEncoder:
             writer.template(self._plain_end, loss=True)
         return writer
 
-    def _write_turn(self, writer: "_Writer", turn: Turn) -> None:
+    def _write_turn(self, writer: SequenceWriter, turn: Turn) -> None:
         answers, template = turn.role == "assistant", self.template
         for place, part in enumerate(turn.parts):
-            if answers and not place and isinstance(part, str | Say):
+            if template.before_answer and answers and not place and isinstance(part, str | Say):
                 writer.text(template.before_answer, loss=True)
             if template.beside_look and place and (_is_look(part) or _is_look(turn.parts[place - 1])):
                 writer.text(template.beside_look, loss=False)
-            writer.part(part, loss=answers)
+            self._write_part(writer, part, loss=answers)
 
-    def picture_ids(self, picture: Picture) -> list[int]:
-        """Write codes [rows, columns] as the whole block from BOI to EOI.
+    def _write_part(self, writer: SequenceWriter, part: Part, *, loss: bool) -> None:
+        if isinstance(part, str):
+            writer.text(part, loss=loss)
+        elif isinstance(part, Say):
+            writer.text(part.text, loss=True)
+        elif isinstance(part, Draw | Codes):
+            writer.picture(*self.picture_ids(part.picture), loss=isinstance(part, Draw))
+        elif isinstance(part, Look | Image.Image):
+            self._write_look(writer, part.picture if isinstance(part, Look) else part)
+        else:
+            raise ValueError(f"a part of a document is text, Say, Look, Draw, Codes or an image, not {part!r}")
+
+    def _write_look(self, writer: SequenceWriter, picture: Picture) -> None:
+        if self.look_tokens is None:
+            writer.picture(*self.picture_ids(picture), loss=False)
+            return
+        if not isinstance(picture, Tensor) or not picture.is_floating_point() or picture.shape[:-2] != (3,):
+            got = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, Tensor) else type(picture).__name__
+            raise ValueError(f"a looked-at picture must be pixels [3, h, w] here, not {got}; use to_pixels")
+        writer.add([self._boi], loss=False)
+        writer.look(self._look, picture)
+        writer.add([self._eoi], loss=False)
+
+    def picture_ids(self, picture: Picture) -> tuple[list[int], NDArray[np.int64], list[int]]:
+        """Write codes [rows, columns] as the whole block from BOI to EOI: what opens it, its rows, what closes it.
 
         Raises:
             ValueError: no codes, a grid that the layout does not hold, or a code that the vocabulary lacks.
@@ -219,17 +225,13 @@ class DocumentEncoder:
             kind = f"a tensor of {picture.dtype}" if isinstance(picture, Tensor) else type(picture).__name__
             raise ValueError(f"a picture must be whole-number codes here, not {kind}; use the image tokenizer first")
         head = self._head(self._held(tuple(picture.shape)))
-        codes, table = picture.numpy(force=True), self.vocabulary.table().numpy()  # small tensors cost more
-        if codes.min() < 0 or codes.max() >= len(table):
+        codes = picture.numpy(force=True)
+        if codes.astype(np.uint64).max() >= len(self._table):  # which codes below 0 exceed as unsigned numbers
             self.vocabulary.to_ids(picture)  # says what is wrong
-        rows: list[list[int]] = table[codes].tolist()
+        ids = self._table[codes]
         if self._eol is not None:
-            rows = [[*row, self._eol] for row in rows]
-        return [*head, *chain.from_iterable(rows), *self._tail]
-
-    def look_ids(self) -> list[int]:
-        """Write the block of a picture that the understanding path reads."""
-        return [self._boi, *self._look, self._eoi]
+            ids = np.concatenate([ids, np.full_like(ids[:, :1], self._eol)], axis=1)
+        return head, ids.ravel(), self._tail
 
     def text_ids(self, text: str) -> list[int]:
         """Write text; none of its ids is a special or a code.
@@ -257,10 +259,10 @@ class DocumentEncoder:
         """Write what stands before the first code."""
         return [self._boi] if self._img is None else [self._boi, *self.text_ids(header_text(size)), self._img]
 
-    def _resolve(self, entries: Sequence[str]) -> list[int | str]:
+    def _resolve(self, entries: Sequence[str]) -> list[list[int] | str]:
         """Turn the entries of a template into special ids and literal text."""
-        named = [re.fullmatch(r"<(\w+)>", entry) for entry in entries]
-        return [self.vocabulary.special(name[1]) if name else entry for name, entry in zip(named, entries, strict=True)]
+        named = [(entry, re.fullmatch(r"<(\w+)>", entry)) for entry in entries]
+        return [[self.vocabulary.special(name[1])] if name else entry for entry, name in named]
 
 
 def _parts_of(entry: Part | Turn) -> Sequence[Part]:
@@ -269,74 +271,6 @@ def _parts_of(entry: Part | Turn) -> Sequence[Part]:
 
 def _is_look(part: Part) -> bool:
     return isinstance(part, Look | Image.Image)
-
-
-class _Writer:
-    """Collect ids and losses; text waits until its run ends, so that joined strings are encoded as one."""
-
-    def __init__(self, encoder: DocumentEncoder) -> None:
-        self.encoder = encoder
-        self.ids: list[int] = []
-        self.targets: list[slice] = []
-        self.looks: list[tuple[int, Tensor]] = []
-        self.waiting: list[str] = []
-        self.waiting_loss = False
-
-    def add(self, ids: list[int], *, loss: bool) -> None:
-        self.flush()
-        if loss:
-            self.targets.append(slice(len(self.ids), len(self.ids) + len(ids)))
-        self.ids += ids
-
-    def text(self, text: str, *, loss: bool) -> None:
-        if loss != self.waiting_loss:
-            self.flush()
-        self.waiting_loss = loss
-        self.waiting.append(text)
-
-    def template(self, entries: list[int | str], *, loss: bool) -> None:
-        for entry in entries:
-            if isinstance(entry, str):
-                self.text(entry, loss=loss)
-            else:
-                self.add([entry], loss=loss)
-
-    def part(self, part: Part, *, loss: bool) -> None:
-        if isinstance(part, str):
-            self.text(part, loss=loss)
-        elif isinstance(part, Say):
-            self.text(part.text, loss=True)
-        elif isinstance(part, Draw | Codes):
-            self.add(self.encoder.picture_ids(part.picture), loss=isinstance(part, Draw))
-        elif isinstance(part, Look | Image.Image):
-            self.look(part.picture if isinstance(part, Look) else part)
-        else:
-            raise ValueError(f"a part of a document is text, Say, Look, Draw, Codes or an image, not {part!r}")
-
-    def look(self, picture: Picture) -> None:
-        if self.encoder.look_tokens is None:
-            self.add(self.encoder.picture_ids(picture), loss=False)
-            return
-        if not isinstance(picture, Tensor) or not picture.is_floating_point() or picture.shape[:-2] != (3,):
-            got = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, Tensor) else type(picture).__name__
-            raise ValueError(f"a looked-at picture must be pixels [3, h, w] here, not {got}; use to_pixels")
-        self.flush()
-        self.looks.append((len(self.ids) + 1, picture))
-        self.add(self.encoder.look_ids(), loss=False)
-
-    def flush(self) -> None:
-        if self.waiting:
-            text, self.waiting = "".join(self.waiting), []
-            self.add(self.encoder.text_ids(text), loss=self.waiting_loss)
-
-    def sequence(self) -> TokenSequence:
-        self.flush()
-        ids = np.array(self.ids, dtype=np.int64)  # torch reads lists slowly
-        loss = np.zeros(len(ids), dtype=np.bool_)
-        for run in self.targets:
-            loss[run] = True
-        loss[:1] = False  # nothing stands before the first id that could predict it
-        return TokenSequence(torch.from_numpy(ids), torch.from_numpy(loss), tuple(self.looks))
 
 
 class _Reader:

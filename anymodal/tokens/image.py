@@ -177,9 +177,9 @@ class ImageTokenizer(nn.Module):
         """
         path = Path(folder) / "config.json"
         if not path.is_file():
-            raise ValueError(
-                f"{folder} holds no image tokenizer: {path} is missing; train one with `anymodal tokenizers image`."
-            )
+            inside = path.with_name("image_tokenizer")
+            advice = f"it is in {inside}" if inside.is_dir() else "train one with `anymodal tokenizers image`"
+            raise ValueError(f"{folder} holds no image tokenizer: {path} is missing; {advice}.")
         config = from_dict(ImageTokenizerConfig, read_json(path), where=str(path))
         with torch.device("meta"):  # shapes without numbers, until the file has brought as many
             tokenizer = cls(config)

@@ -97,5 +97,7 @@ def dtype_of(name: str) -> torch.dtype:
     """
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
     if name not in types:
-        raise ValueError(f"dtype must be one of {', '.join(types)}, got {name!r}.")
+        raise ValueError(
+            f"dtype must be one of {', '.join(types)}, or for sampling int8, stored or auto, got {name!r}."
+        )
     return types[name]

@@ -37,6 +37,16 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "a.jpg")
     with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png"):
         list(folder_samples(tmp_path))
+    with pytest.raises(ValueError, match=r"a folder of pictures must exist, .*a\.jpg is a file"):
+        list(folder_samples(tmp_path / "a.jpg"))
+
+
+def test_a_picture_of_another_kind_never_leaves_its_caption_alone(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    save(tmp_path / "b.bmp")
+    (tmp_path / "b.txt").write_text("a red square")
+    with pytest.raises(ValueError, match=r"must be jpg, .*, 1 are not: .*b\.bmp; convert or remove them"):
+        list(folder_samples(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])

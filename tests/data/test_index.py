@@ -120,8 +120,10 @@ def test_text_only_pictures_only_and_turns_only_are_legal(tmp_path: Path) -> Non
     ]  # fmt: skip
     write_shards(samples, f"{tmp_path}/%d.tar")
     assert len(ShardIndex.open(f"{tmp_path}/0.tar")) == 4
-    both = ShardIndex.open(f"{tmp_path}/0.tar", needs=("picture", "caption"), max_bad_fraction=0.75)
+    both = ShardIndex.open(f"{tmp_path}/0.tar", needs=("picture", "caption"))
     assert (both.shard_sizes, both.read(0).key, both.bad) == ((1,), "3", {"no caption": 1, "no picture": 2})
+    with pytest.raises(ValueError, match="at least one sample must hold codes, none of 4 does"):
+        ShardIndex.open(f"{tmp_path}/0.tar", needs=("codes",))
 
 
 def test_names_and_places_that_mislead_are_set_aside(tmp_path: Path) -> None:

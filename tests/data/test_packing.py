@@ -14,17 +14,16 @@ from torch import Tensor
 from anymodal.configuration import from_dict
 from anymodal.data.emoji import emoji_samples, scene_names
 from anymodal.data.index import ShardIndex
-from anymodal.data.packing import level, pack
+from anymodal.data.packing import MORE_ROWS, SPARE, _share, level, pack
 from anymodal.data.samples import Reading, codes_name
 from anymodal.data.scenes import scene_samples
 from anymodal.data.shards import Sample, write_shards
 from anymodal.learning.batches import DocumentBatches
 from anymodal.learning.config import Ratios, StageConfig
 from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
-from anymodal.model.folder import ModelFolder
+from anymodal.model.folder import EMBEDDED, ModelFolder
 from anymodal.model.transformer import Segments
 from anymodal.model.unified import AnyModal
-from anymodal.pipeline import EMBEDDED
 from anymodal.tokens.batch import IGNORE, PADDING, Batch
 from anymodal.tokens.config import SPECIALS, ChatTemplate, PictureLayout
 from anymodal.tokens.document import Codes, DocumentEncoder, Draw, Look, TokenSequence
@@ -80,6 +79,18 @@ def test_rows_are_few_and_level(lengths: list[int], seq_len: int, rows: int) -> 
     assert len(sums) == rows
     assert sums[-1] <= seq_len
     assert sums[-1] - sums[0] <= 2
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), spare=st.integers(0, 100))
+def test_numbers_of_rows_that_are_not_tried_would_not_be_taken(lengths: list[int], spare: int) -> None:
+    seq_len, total = max(lengths) + spare, sum(lengths)
+    shares = [_share(lengths, count) for count in range(1, len(lengths) + 1)]
+    fitting = [(len(rows), fullest, rows) for rows, fullest in shares if fullest <= seq_len]
+    most = fitting[0][0] + min(fitting[0][0], MORE_ROWS)
+    tried = [(count * fullest, count, rows) for count, fullest, rows in fitting if count <= most]
+    good = [rows for places, _, rows in tried if total >= (1 - SPARE) * places]
+    assert level(lengths, seq_len) == (good[0] if good else min(tried)[2])
 
 
 def test_many_large_documents_are_packed_soon_enough() -> None:

@@ -2,6 +2,7 @@ import io
 import struct
 import tracemalloc
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from anymodal.data.pictures import BadPicture, decode_picture, scaled, to_image, to_pixels, to_planes, to_rgb
+from anymodal.data.pictures import (
+    BadPicture,
+    decode_picture,
+    read_picture,
+    scaled,
+    to_image,
+    to_pixels,
+    to_planes,
+    to_rgb,
+)
 from anymodal.tokens.picture_config import PictureFit, Resample
 
 WHITE = (255, 255, 255)
@@ -137,6 +147,19 @@ def test_decode_picture_says_why(data: bytes, reason: str) -> None:
     tracemalloc.stop()
     assert caught.value.reason == reason
     assert peak < 2**26
+
+
+def test_read_picture_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (3, 2), "red").save(path)
+    assert read_picture(path).getpixel((2, 1)) == (255, 0, 0)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"a\.png: a JPEG, PNG or WebP picture is needed, got 50 bytes"):
+        read_picture(path)
+    with pytest.raises(ValueError, match=r"must exist, .*b\.png does not"):
+        read_picture(tmp_path / "b.png")
+    with pytest.raises(ValueError, match="is a folder"):
+        read_picture(tmp_path)
 
 
 def test_decode_picture_leaves_pillow_as_it_is() -> None:
