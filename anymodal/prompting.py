@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from jaxtyping import Int
 from PIL import Image
@@ -54,10 +54,12 @@ class Prompter:
         """Ask for what follows a document.
 
         Raises:
-            ValueError: the model cannot draw, or not this size.
+            ValueError: the model cannot draw, or not this size, or something else is wanted than text or a picture.
         """
         drawing, writing = (changed(each, options) for each in (self.generation.image, self.generation.text))
         want, seed = options.get("want", "any"), options.get("seed", 0)
+        if want not in get_args(Want):
+            raise ValueError(f"want must be one of {', '.join(get_args(Want))}, got {want!r}.")
         budget = options.get("max_new_tokens") or self.generation.max_new_tokens
         resolved = self.resolve(document)
         if want == "text":

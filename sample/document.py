@@ -8,6 +8,7 @@ saved as OUT/000.png, ... beside OUT/document.json, which lists the parts in ord
 as it comes, and OUT/growth.gif shows the pictures growing by rows.
 """
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -47,7 +48,6 @@ def main(
         engine: how the sampler works.
     """
     import json
-    import sys
 
     from anymodal.data.sheet import save_growth, save_pictures
     from anymodal.pipeline import from_pretrained
@@ -78,12 +78,12 @@ def show(event: "Event", events: "list[Event]") -> None:
     if isinstance(event, TextPiece):
         print(event.text, end="", flush=True)
     else:
-        print(f"\r{event.rows} of {event.num_rows} rows", end="\n" if event.done else "", flush=True)
+        print(f"\r{event.rows} of {event.num_rows} rows", end="\n" if event.done else "", file=sys.stderr, flush=True)
 
 
 def read_part(part: str) -> "str | Image.Image":
     """Read a part that names a picture file; any other is text."""
-    from anymodal.data.pictures import decode_picture
+    from anymodal.data.pictures import read_picture
 
     is_picture = Path(part).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
-    return decode_picture(Path(part).read_bytes()) if is_picture else part
+    return read_picture(Path(part)) if is_picture else part

@@ -48,10 +48,10 @@ def main(
     import json
     import sys
 
-    from anymodal.data.pictures import decode_picture
+    from anymodal.data.pictures import read_picture
     from anymodal.pipeline import from_pretrained
 
-    picture = decode_picture(image.read_bytes())
+    picture = read_picture(image)
     pipe = from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle, native=native, engine=engine)
     answers = pipe.answer(
         picture,

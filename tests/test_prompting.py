@@ -36,3 +36,5 @@ def test_sizes_are_checked(prompter: Prompter) -> None:
     assert prompter.grid(None, 16) == (4, 4)
     with pytest.raises(ValueError, match="draws pictures of 16 x 16 pixels"):
         prompter.request(["a dog"], {"want": "image", "width": 99})
+    with pytest.raises(ValueError, match="want must be one of any, text, image, got 'video'"):
+        prompter.request(["a dog"], {"want": "video"})  # type: ignore[typeddict-item]

@@ -43,7 +43,8 @@ def main(
 
     Args:
         shards: shards to read, as open_clip writes them ("train-{000..010}.tar"), or addresses of remote ones.
-        image_tokenizer: folder of the image tokenizer, or of a model of any known layout, whose own is taken.
+        image_tokenizer: folder of the image tokenizer, or of a model of any known layout, or the name of an embedded
+            model, whose own is taken.
         out: folder of the new shards, which are named 000000.tar, 000001.tar, ..., or of the records.
         form: write every shard again with codes among its members, or records of codes alone.
         size: side in pixels that pictures are cropped to.
@@ -92,7 +93,7 @@ def encode(data: DataConfig, share: tuple[int, int], recoding: "Recoding") -> No
     index = open_shards(data, data.train, progress=lambda items: track(items, "indexing"), share=share)
     if torch.cuda.is_available():
         recoding.coding.tokenizer.to(f"cuda:{place % torch.cuda.device_count()}")
-    made = recode(index, numbers, recoding, progress=lambda items: track(items, "encoding shards"))
+    made = recode(index, numbers, recoding, progress=lambda items: track(items, "encoding"))
     kept = f", {made.kept} of them stood there already" if made.kept else ""
     what = {"members": "shards with codes", "records": "records of codes"}[recoding.form]
     fingerprint = recoding.coding.tokenizer.fingerprint

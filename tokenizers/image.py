@@ -13,6 +13,7 @@ pictures (real above reconstructed) stand beside it. Ctrl-C saves; the same comm
 """
 
 from pathlib import Path
+from typing import Any
 
 from anymodal.data.config import DataConfig
 from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunConfig
@@ -46,6 +47,7 @@ def main(
     from anymodal.data.pictures import to_image
     from anymodal.data.samples import pixels_of
     from anymodal.data.sheet import contact_sheet
+    from anymodal.learning.distributed import is_first
     from anymodal.learning.image_run import train_image_tokenizer
     from anymodal.tokens.image import ImageTokenizer
 
@@ -69,10 +71,11 @@ def main(
         from anymodal.scoring.features import feature_maps
 
         features = feature_maps()
-    code = train_image_tokenizer(
-        built, data=data, losses=losses, optimizer=optimizer, run=run, out=out, features=features, show=show
-    )
-    print(
-        f"{out / 'image_tokenizer'}: fingerprint {ImageTokenizer.from_pretrained(out / 'image_tokenizer').fingerprint}"
-    )
+    sections: dict[str, Any] = {"data": data, "losses": losses, "optimizer": optimizer, "run": run}
+    base, folder = "" if start is None else str(start), out / "image_tokenizer"
+    code = train_image_tokenizer(built, **sections, out=out, base=base, features=features, show=show)
+    if is_first() and code:
+        print(f"{out}: stopped; the same command resumes")
+    elif is_first():
+        print(f"{folder}: fingerprint {ImageTokenizer.from_pretrained(folder).fingerprint}")
     return code

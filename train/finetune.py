@@ -2,8 +2,8 @@
 
     anymodal train finetune --model emoji --data.train "data/coded/{000000..000003}.tar" --out runs/tuned
 
-The shards must carry codes of the model's own image tokenizer (`anymodal tokenizers codes --image_tokenizer
-MODEL/image_tokenizer`). The result is in OUT/model. Ctrl-C saves; the same command resumes.
+The shards must carry codes of the model's own image tokenizer: `anymodal tokenizers codes --image_tokenizer MODEL`.
+The result is in OUT/model. Ctrl-C saves; the same command resumes.
 """
 
 from pathlib import Path

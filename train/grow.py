@@ -26,7 +26,8 @@ def main(
 
     Args:
         backbone: folder of a text model in transformers' layout.
-        image_tokenizer: folder of the image tokenizer, or of a model of any known layout, whose own is taken.
+        image_tokenizer: folder of the image tokenizer, or of a model of any known layout, or the name of an embedded
+            model, whose own is taken.
         out: new model folder.
         vision: folder of a SigLIP vision tower to look with; an untrained one without it.
         size: side of the pictures that it will draw, in pixels.

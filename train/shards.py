@@ -88,7 +88,9 @@ def main(
 def report(sieve: "Sieve") -> str:
     """Tell how many samples are good, what they hold, and why others are bad."""
     held = ", ".join(f"{count} with {part}" for part, count in sorted(sieve.holds.items()))
-    reasons = "".join(f"  {count} x {reason}\n" for reason, count in sorted(sieve.bad.items()))
+    reasons = "".join(
+        f"  {count} x {reason}, first {sieve.first_of[reason]}\n" for reason, count in sorted(sieve.bad.items())
+    )
     return f"samples  {sieve.good} ({held})\nbad      {sieve.bad.total()}\n{reasons}"
 
 

@@ -195,9 +195,14 @@ class ProgressLines(pl.Callback):
         self._last = now
         left = (now - self._start) / max(1, step - self._first) * (steps - step)
         shown = "  ".join(
-            f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num"
+            f"{name} {_figure(float(value))}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num"
         )
         log.info("step %d/%d  %.0f s left  %s", step, steps, left, shown)
+
+
+def _figure(value: float) -> str:
+    """Write four digits, and large figures whole."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 class Best(pl.Callback):

@@ -19,6 +19,7 @@ from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunC
 from anymodal.learning.distributed import quiet_unless_first
 from anymodal.learning.fitting import fit_and_save, precision_of
 from anymodal.learning.image_objective import ImageTokenizerObjective
+from anymodal.learning.settings import keep_settings
 from anymodal.learning.unified_run import HELD_OUT_SEED
 from anymodal.tokens.folders import staged_folder
 from anymodal.tokens.image import ImageTokenizer
@@ -35,16 +36,17 @@ def train_image_tokenizer(  # noqa: PLR0913  (one argument a section of the conf
     optimizer: OptimizerConfig,
     run: RunConfig,
     out: Path,
+    base: str = "",
     features: Callable[[Tensor], list[Tensor]] | None = None,
     show: Callable[[int], None] | None = None,
 ) -> int:
-    """Train `tokenizer` and write the best one to `out/image_tokenizer`; the same call resumes.
+    """Train `tokenizer`, which began from `base`, and write the best one to `out/image_tokenizer`.
 
-    Returns the exit code: 0 when the run is complete.
+    The same call resumes. Returns the exit code: 0 when the run is complete.
 
     Raises:
-        ValueError: the shards hold too many bad pictures, or the size does not fit the tokenizer, or steps are to be
-            computed in pieces.
+        ValueError: the shards hold too many bad pictures, the size does not fit the tokenizer, steps are to be
+            computed in pieces, or `out` holds another run.
     """
     _check(run)
     factor = tokenizer.config.down_sampling
@@ -63,6 +65,8 @@ def train_image_tokenizer(  # noqa: PLR0913  (one argument a section of the conf
         cast(Any, tokenizer).to(memory_format=torch.channels_last)  # 1.1 s against 1.5 s a step on CPU
     objective = ImageTokenizerObjective(tokenizer, losses=losses, optimizer=optimizer, run=run, features=features)
     quiet_unless_first()
+    sections = {"data": data, "losses": losses, "optimizer": optimizer, "run": run}
+    keep_settings(out, {"parts": tokenizer.config, "base": base, **sections})
     log.info(
         "%s parameters, %d pictures, %d steps of %d",
         f"{num_parameters(tokenizer):,}", len(train.index), run.steps, run.batch_size,
@@ -93,5 +97,7 @@ def _pictures(data: DataConfig, shards: str, size: int, run: RunConfig) -> Pictu
     index = open_shards(
         data, shards, needs=("picture",), progress=partial(track, what="index"), orders=max(1, len(data.ratios))
     )
+    if without := index.bad.get("no picture"):
+        log.info("%d of %d samples are left out: they hold no picture", without, without + len(index))
     order = {"batch_size": run.batch_size, "seed": run.seed, "steps": run.steps, "cache_shards": data.cache_shards}
     return PictureBatches(index, size=size, order=order, parts=parts_of(data, index) if shards == data.train else ())

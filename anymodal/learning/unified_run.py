@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -19,6 +20,7 @@ from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
 from anymodal.learning.distributed import quiet_unless_first
 from anymodal.learning.fitting import fit_and_save
 from anymodal.learning.objective import UnifiedObjective
+from anymodal.learning.settings import keep_settings
 from anymodal.learning.stages import only_training, trained_of
 from anymodal.model.config import AnyModalConfig, UnderstandingConfig
 from anymodal.model.folder import ModelFolder
@@ -52,7 +54,8 @@ def train_unified(  # noqa: PLR0913  (one argument a section of the configuratio
     Returns the exit code: 0 when the run is complete.
 
     Raises:
-        ValueError: the stage or the shards do not fit the model, or the shards hold too many bad samples.
+        ValueError: the stage or the shards do not fit the model, the shards hold too many bad samples, or `out` holds
+            another run.
     """
     sections = {"data": data, "stage": stage, "optimizer": optimizer, "run": run}
     parts.card = write_card(parts, base, sections)
@@ -66,6 +69,7 @@ def train_unified(  # noqa: PLR0913  (one argument a section of the configuratio
         held_out = document_batches(parts, data, data.held_out, plain, checked)
     objective = UnifiedObjective(parts.model, stage=stage, optimizer=optimizer, run=run)
     quiet_unless_first()
+    keep_settings(out, {"parts": _settings_of(parts), "base": base, **sections})
     log.info(
         "%s parameters, of which %s train, %d samples, %d steps of %d documents",
         f"{num_parameters(parts.model):,}", f"{num_trained:,}", len(train.index), run.steps, run.batch_size,
@@ -76,6 +80,15 @@ def train_unified(  # noqa: PLR0913  (one argument a section of the configuratio
         return fit_and_save(
             objective, steps, run=run, out=out, folder=folder, save=partial(parts.save, folder), show=show
         )
+
+
+def _settings_of(parts: ModelFolder) -> dict[str, Any]:
+    """Return what must be the same for weights to mean the same."""
+    return {
+        "model": parts.model.config,
+        "text_tokenizer": parts.text_tokenizer.fingerprint,
+        "image_tokenizer": parts.image_tokenizer.fingerprint,
+    }
 
 
 def document_batches(

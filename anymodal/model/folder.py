@@ -22,8 +22,14 @@ from anymodal.tokens.text import TextTokenizer
 from anymodal.tokens.vocabulary import Vocabulary
 from anymodal.tokens.weights import WEIGHTS, load_weights, read_json, save_weights, write_json
 
+EMBEDDED = Path(__file__).parent.parent / "models"
 FORMAT = 1
 ORIGIN = "origin"
+
+
+def here_or_embedded(path: Path) -> Path:
+    """Return the folder of the embedded model of this name, unless a folder of that name stands here."""
+    return EMBEDDED / path if not path.is_dir() and (EMBEDDED / path).is_dir() else path
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ def grow(
     Raises:
         ValueError: another kind of model, or a file that is missing or does not fit.
     """
+    if not folder.config:
+        raise ValueError(f"a text model must be a folder with a config.json, {folder.path} holds none.")
     kind = str(folder.config.get("model_type"))
     if kind not in KINDS:
         raise ValueError(f"a text model must be one of {', '.join(KINDS)}, got model_type {kind!r}.")
@@ -76,8 +78,10 @@ def _shape(kind: str, config: Mapping[str, Any]) -> TransformerConfig:
 
 
 def _with_specials(folder: PublishedFolder, text: TextTokenizer) -> tuple[TextTokenizer, dict[str, int]]:
-    """Keep the ends that the tokenizer has, and add the roles that it lacks."""
-    held = folder.roles(text, {f"{role}?": candidates for role, candidates in ENDS.items()})
+    """Keep the ends of the tokenizer, and add roles that it lacks or shares, as Qwen's base models pad with eos."""
+    found = folder.roles(text, {f"{role}?": candidates for role, candidates in ENDS.items()})
+    owners = {found[role]: role for role in ("pad", "bos", "eos") if role in found}  # of one id, eos keeps it
+    held: dict[str, int] = {role: index for index, role in owners.items()}
     grown = text.with_specials([role for role in SPECIALS if role not in held])
     return grown, {role: held.get(role, grown.specials.get(role, -1)) for role in SPECIALS}
 

@@ -10,9 +10,7 @@ from torch import Tensor
 from anymodal.published.layout import no_memory
 from anymodal.published.names import Names
 from anymodal.published.vqgan import (
-    check_llamagen,
     codebook,
-    multipliers,
     tokenizer_config,
     vqgan_names,
     widths,
@@ -56,25 +54,6 @@ def read_llamagen_config(theirs: Mapping[str, Any]) -> ImageTokenizerConfig:
         attention_stages=(len(channels) - 1,),
         quantizer=codebook(kind, known["codebook_size"], known["codebook_embed_dim"]),
     )
-
-
-def write_llamagen_config(config: ImageTokenizerConfig) -> dict[str, Any]:
-    """Return the arguments of LlamaGen's `VQModel`, and those of its coders.
-
-    Raises:
-        ValueError: LlamaGen has no such tokenizer.
-    """
-    check_llamagen("LlamaGen", config)
-    return {
-        "codebook_size": config.quantizer.codebook_size,
-        "codebook_embed_dim": config.quantizer.width,
-        "codebook_l2_norm": config.quantizer.kind == "l2-vq",
-        "encoder_ch_mult": multipliers(config),
-        "decoder_ch_mult": multipliers(config),
-        "z_channels": config.latent_channels,
-        "ch": config.channels[0],
-        "num_res_blocks": config.blocks,
-    }
 
 
 def llamagen_names(config: ImageTokenizerConfig) -> Names:

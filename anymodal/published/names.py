@@ -37,24 +37,16 @@ class Rule:
 
     def to_theirs(self, name: str) -> str | None:
         """Return what they call our tensor `name`, None where this line does not speak of it."""
-        return _moved(name, self.ours, self.theirs)
-
-    def to_ours(self, name: str) -> str | None:
-        """Return what we call their tensor `name`, None where this line does not speak of it."""
-        return _moved(name, self.theirs, self.ours)
+        found = _pattern(self.ours).fullmatch(name)
+        if found is None:
+            return None
+        parts = iter(found.groups())
+        return re.sub(r"\*", lambda _: next(parts), self.theirs)
 
 
 @cache
 def _pattern(source: str) -> re.Pattern[str]:
     return re.compile(re.escape(source).replace(r"\*", "(.+?)"))
-
-
-def _moved(name: str, source: str, target: str) -> str | None:
-    found = _pattern(source).fullmatch(name)
-    if found is None:
-        return None
-    parts = iter(found.groups())
-    return re.sub(r"\*", lambda _: next(parts), target)
 
 
 @dataclass(frozen=True)
@@ -123,7 +115,7 @@ class Names:
             yield theirs, rule.write(tensor.detach()).contiguous()
 
     def _is_ignored(self, name: str) -> bool:
-        return any(_moved(name, pattern, pattern) is not None for pattern in self.ignored)
+        return any(_pattern(pattern).fullmatch(name) for pattern in self.ignored)
 
 
 def under(ours: str, theirs: str, rules: Sequence[Rule]) -> list[Rule]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from anymodal.model.folder import ModelFolder
+from anymodal.model.folder import ModelFolder, here_or_embedded
 from anymodal.published import chameleon, chameleon_meta, emu3, janus, janus_original, llamagen
 from anymodal.published.layout import Layout, PublishedFolder
 from anymodal.tokens.folders import staged_folder
@@ -27,20 +27,24 @@ def load_published(path: Path, *, allow_pickle: bool = False) -> ModelFolder:
     folder = PublishedFolder.open(path, allow_pickle=allow_pickle)
     layout = layout_of(folder)
     if layout is None:
-        kind = folder.config.get("model_type")
+        if (path / "model" / "config.json").is_file():
+            raise ValueError(f"{path} is the folder of a run; its model is {path / 'model'}.")
+        says = f"its config.json says model_type {folder.config.get('model_type')!r}"
+        says = says if (path / "config.json").is_file() else "it holds no config.json"
         raise ValueError(
-            f"{path} is no model folder that is known here: its config.json says model_type {kind!r}; known are models "
-            f"made with anymodal and the layouts {', '.join(LAYOUTS)}."
+            f"{path} is no model folder that is known here: {says}; known are models made with anymodal and the "
+            f"layouts {', '.join(LAYOUTS)}."
         )
     return _load(layout, folder)
 
 
 def load_image_tokenizer(path: Path, *, allow_pickle: bool = False) -> ImageTokenizer:
-    """Read an image tokenizer: from a folder of its own, a model folder of any known layout, or a file of LlamaGen.
+    """Read an image tokenizer: its folder, a model folder of any known layout, an embedded model, a file of LlamaGen.
 
     Raises:
         ValueError: there is none, or its folder is broken.
     """
+    path = here_or_embedded(path)
     if path.is_file():
         return llamagen.load_image_tokenizer(path, allow_pickle=allow_pickle)
     folder = PublishedFolder.open(path, allow_pickle=allow_pickle)

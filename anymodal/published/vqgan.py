@@ -98,26 +98,6 @@ def read_taming_config(theirs: Mapping[str, Any]) -> ImageTokenizerConfig:
     )
 
 
-def write_taming_config(config: ImageTokenizerConfig, *, resolution: int = 512) -> dict[str, Any]:
-    """Return the parameters of taming-transformers' `VQModel`; in `resolution` it counts its stages.
-
-    Raises:
-        ValueError: it has no such tokenizer.
-    """
-    wanted = {"architecture": "diffusers", "kind": "vq", "mid_attention": True, "has_decoder": True}
-    check_writable("taming's VQGAN", config, **wanted)
-    coder = {
-        **_TAMING_FIXED,
-        "z_channels": config.latent_channels,
-        "resolution": resolution,
-        "ch": config.channels[0],
-        "ch_mult": multipliers(config),
-        "num_res_blocks": config.blocks,
-        "attn_resolutions": [resolution >> stage for stage in config.attention_stages],
-    }
-    return {"embed_dim": config.quantizer.width, "n_embed": config.quantizer.codebook_size, "ddconfig": coder}
-
-
 def taming_names(config: ImageTokenizerConfig) -> Names:
     """Return the names in taming's files, which are transformers' names of Chameleon too, as far as these go."""
     last = len(config.channels) - 1

@@ -135,13 +135,14 @@ def test_lines_tell_the_time_left(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     clock = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     lines, module = ProgressLines(every_s=10.0), pl.LightningModule()
-    metrics = {"train_loss": torch.tensor(1.5)}
+    metrics = {"train_loss": torch.tensor(1.5), "tokens_per_second": torch.tensor(12345.6)}
     lines.on_train_start(trainer_at(4), module)
     with caplog.at_level("INFO", logger="anymodal"):
         for step, now in ((5, 6.0), (6, 12.0), (7, 13.0), (10, 15.0)):
             clock[0] = now
             lines.on_train_batch_end(trainer_at(step, progress_bar_metrics=metrics), module, None, None, 0)
-    assert caplog.messages == ["step 6/10  24 s left  train_loss 1.5", "step 10/10  0 s left  train_loss 1.5"]
+    shown = "train_loss 1.5  tokens_per_second 12,346"
+    assert caplog.messages == [f"step 6/10  24 s left  {shown}", f"step 10/10  0 s left  {shown}"]
 
 
 def test_checkpoints_come_behind_the_stop(tmp_path: Path) -> None:

@@ -152,5 +152,6 @@ def test_shards_go_on_in_shards(toy: Any, tmp_path: Path, ranks: Ranks, capfd: p
         assert all(torch.equal(found[name], tensor) for name, tensor in once.items())
     begun = toy.parts().model.state_dict()
     assert any(not torch.equal(begun[name], tensor) for name, tensor in once.items())
+    (tmp_path / "run.yaml").unlink()  # which would refuse it before
     assert ranks(1, lambda _: train(toy, tmp_path, replace(short, steps=2))) == [1]
     assert "was saved in shards; resume it with run.strategy fsdp" in capfd.readouterr().out

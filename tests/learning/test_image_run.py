@@ -138,3 +138,12 @@ def test_what_is_for_transformers_is_refused(toy: Any, tmp_path: Path) -> None:
         train(toy, tmp_path, replace(RUN, strategy="fsdp"))
     with pytest.raises(ValueError, match="run.compile and run.checkpoint_activations are for transformers"):
         train(toy, tmp_path, replace(RUN, checkpoint_activations=True))
+
+
+def test_a_folder_never_holds_two_tokenizers(toy: Any, tmp_path: Path) -> None:
+    before = train(toy, tmp_path).fingerprint
+    with pytest.raises(ValueError, match="holds another run: parts.quantizer.kind was l2-vq, now is fsq"):
+        train(toy, tmp_path, quantizer=FSQ)
+    with pytest.raises(ValueError, match=r"losses.adversarial_weight was 0.0, now is 0.1; choose another --out"):
+        train(toy, tmp_path, replace(RUN, steps=5), **ADVERSARIAL)
+    assert train(toy, tmp_path, replace(RUN, log_every=2)).fingerprint == before

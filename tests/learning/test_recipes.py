@@ -134,7 +134,7 @@ def test_a_recipe_runs_from_the_command_line(toy: Any, tmp_path: Path) -> None:
         "--data.train",
         toy.coded,
         "--data.held_out",
-        "",
+        "null",
         "--data.num_workers",
         "0",
         "--out",

@@ -22,7 +22,7 @@ def test_a_document_is_shown_while_it_is_written(
 ) -> None:
     words = ["sample", "document", "a dog", "--model", model, "--seed", "2", "--guidance-scale", "2"]
     assert main([*words, "--want", "image", "--stream", "--out", str(tmp_path / "streamed")]) == 0
-    assert "4 of 4 rows" in capsys.readouterr().out
+    assert "4 of 4 rows" in capsys.readouterr().err
     assert main([*words, "--want", "image", "--out", str(tmp_path / "whole")]) == 0
     drawn = [Image.open(tmp_path / folder / "000.png").tobytes() for folder in ("streamed", "whole")]
     assert drawn[0] == drawn[1]
@@ -60,6 +60,8 @@ def test_mistakes_cost_one_line(model: str, capsys: pytest.CaptureFixture[str]) 
         (["--engine.speculation", "jacob"], "jacobi"),
         (["--guidance_interval", "[1, 0]"], "guidance_interval must be two shares"),
         (["--dtype", "int4"], "dtype must be one of"),
+        (["--device", "gpu"], "device must be one that torch has here, got 'gpu'"),
+        (["--seed", "9" * 20], "seed must fit 64 bits"),
     ):
         assert main(["sample", "image", "a dog", "--model", model, *options]) == 2
         error = capsys.readouterr().err

@@ -36,7 +36,7 @@ def test_a_folder_is_packed_as_it_is(cli: Cli, tmp_path: Path, pictures: Path) -
     (pictures / "empty.txt").touch()
     done = cli("train", "shards", "--pictures", "pictures", "--out", "out", "--max-bad-fraction", "0.5")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[2:] == ["bad      1", "  1 x caption empty"]
+    assert done.stdout.splitlines()[2:] == ["bad      1", "  1 x caption empty, first empty"]
     assert ShardIndex.open(str(tmp_path / "out")).read(1).members["webp"] == (pictures / "dog.webp").read_bytes()
 
 

@@ -22,11 +22,14 @@ GRID: dict[str, dict[str, Any]] = {
 }
 
 
+SHARED = {"qwen3": {"pad_token": "<|end|>"}}  # as the tokenizers of its base models
+
+
 def write_tiny(folder: Path, name: str, fast_tokenizer: Any, spread: Any, spare: int = 0) -> Any:
     """Let transformers write a tiny text model."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = fast_tokenizer(["<|end|>"], {}, 300, eos_token="<|end|>")
+    tokenizer = fast_tokenizer(["<|end|>"], {}, 300, eos_token="<|end|>", **SHARED.get(name, {}))
     config = AutoConfig.for_model(
         name.partition("-")[0], vocab_size=len(tokenizer) + spare, eos_token_id=0, bos_token_id=0, **TINY, **GRID[name]
     )
@@ -82,3 +85,6 @@ def test_another_kind_is_named(tmp_path: Path, toy: Any, capsys: pytest.CaptureF
     words = ["train", "grow", "--backbone", str(tmp_path / "text"), "--image_tokenizer", str(toy.image_tokenizer)]
     assert main([*words, "--out", str(tmp_path / "grown")]) == 2
     assert "a text model must be one of llama, qwen2, qwen3, got model_type 'gpt2'" in capsys.readouterr().err
+    (tmp_path / "text" / "config.json").unlink()
+    assert main([*words, "--out", str(tmp_path / "grown")]) == 2
+    assert "a text model must be a folder with a config.json" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anymodal.published.llamagen import llamagen_names, read_llamagen_config, read_shape, write_llamagen_config
+from anymodal.published.llamagen import llamagen_names, read_llamagen_config, read_shape
 from anymodal.published.registry import load_image_tokenizer
 from anymodal.published.vqgan import read_janus_config
 from anymodal.tokens.image import ImageTokenizer
@@ -135,7 +135,6 @@ def test_codes_and_pixels(shape: Any) -> None:
     theirs = {"codebook_size": size, "codebook_embed_dim": width, "codebook_l2_norm": normalised, "z_channels": latent}
     theirs |= {"encoder_ch_mult": multipliers, "decoder_ch_mult": multipliers, "ch": 32, "num_res_blocks": blocks}
     config = read_llamagen_config(theirs)
-    assert write_llamagen_config(config) == theirs
     with torch.device("meta"):
         tokenizer = ImageTokenizer(config)
     llamagen_names(config).read(state, tokenizer, "a test")

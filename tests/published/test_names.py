@@ -14,11 +14,10 @@ from anymodal.published.names import Names, Rule, linear_of_conv, under
         (Rule("a+b.*", "(c).*"), "a+b.0", "(c).0"),
     ],
 )
-def test_rules_lead_there_and_back(rule: Rule, ours: str, theirs: str) -> None:
+def test_rules_tell_their_name(rule: Rule, ours: str, theirs: str) -> None:
     assert rule.to_theirs(ours) == theirs
-    assert rule.to_ours(theirs) == ours
     assert rule.to_theirs(f"x.{ours}") is None
-    assert rule.to_ours(f"{theirs}\n") is None
+    assert rule.to_theirs(f"{ours}\n") is None
     assert rule.to_theirs(ours.replace(".", "_")) is None, "a dot is a dot"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import anymodal
-from anymodal.model.folder import ModelFolder
+from anymodal.model.folder import EMBEDDED, ModelFolder
 from anymodal.published.layout import Layout, PublishedFolder
 from anymodal.published.registry import LAYOUTS, layout_of, load_image_tokenizer, load_published, save_published
 from anymodal.tokens.image import ImageTokenizer
@@ -66,11 +66,22 @@ def test_unknown_models_are_named(tmp_path: Path, kind: Any) -> None:
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no model folder that is known here: .* model_type None"):
+    with pytest.raises(ValueError, match="is no model folder that is known here: it holds no config.json; known"):
         load_published(tmp_path)
 
 
+def test_the_folder_of_a_run_names_its_model(toy: Any, tmp_path: Path) -> None:
+    toy.parts().save(tmp_path / "model")
+    (tmp_path / "model" / "image_tokenizer").rename(tmp_path / "image_tokenizer")
+    with pytest.raises(ValueError, match=r"is the folder of a run; its model is .*model\."):
+        load_published(tmp_path)
+    with pytest.raises(ValueError, match=r"config.json is missing; it is in .*image_tokenizer\."):
+        load_image_tokenizer(tmp_path)
+
+
 def test_image_tokenizers_are_found(folder: Path, toy: Any, tmp_path: Path) -> None:
+    embedded = ModelFolder.load(EMBEDDED / "emoji").image_tokenizer
+    assert load_image_tokenizer(Path("emoji")).fingerprint == embedded.fingerprint
     assert load_image_tokenizer(folder).fingerprint == load_published(folder).image_tokenizer.fingerprint
     toy.parts().save(tmp_path / "ours")
     alone = ImageTokenizer.from_pretrained(toy.image_tokenizer).fingerprint
