@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack, cast, get_args
 
@@ -51,7 +52,7 @@ def from_pretrained(
 
     `dtype` "auto" is bfloat16 on a GPU and on processors with instructions for it, else float32; "stored" is what the
     weights are stored in. On a CPU "bfloat16" and "int8" are formats of the weights, what is computed with them stays
-    float32. Load with "float32" or "stored" to save the model again.
+    float32; `save_pretrained` reads the stored weights again.
 
     `native` samples with a kernel that the system's C compiler builds once, for float32, bfloat16 and int8 on a CPU:
     ids are those of torch's operators up to near-ties. "auto" does where it can be built, and logs where it cannot;
@@ -65,14 +66,19 @@ def from_pretrained(
     where = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     light, chosen, native = _format(dtype, where, native)
     _check_device(where)
-    ours = "format" in read_json(folder / "config.json") if (folder / "config.json").is_file() else False
-    parts = ModelFolder.load(folder) if ours else load_published(folder, allow_pickle=allow_pickle)
+    stored = partial(_load, folder, allow_pickle=allow_pickle)
+    parts = stored()
     parts.model.to(device=where, dtype=chosen)
     wide = torch.float64 if chosen == torch.float64 else torch.float32
     parts.image_tokenizer.to(device=where, dtype=None if dtype == "stored" else wide)
     if light is not None:
         lighten(parts.model, light, native=native)
-    return Pipeline(parts, engine)
+    return Pipeline(parts, engine, stored)
+
+
+def _load(folder: Path, *, allow_pickle: bool) -> ModelFolder:
+    ours = "format" in read_json(folder / "config.json") if (folder / "config.json").is_file() else False
+    return ModelFolder.load(folder) if ours else load_published(folder, allow_pickle=allow_pickle)
 
 
 def find_folder(name_or_folder: str | Path) -> Path:
@@ -117,12 +123,17 @@ class Pipeline:
     """Draw from prompts, answer about pictures, and continue documents of both.
 
     A None among the options means the default of the model folder's `generation_config.json`; `engine` says how the
-    sampler works.
+    sampler works, and `stored` reads the parts again as they are stored.
     """
 
-    def __init__(self, parts: ModelFolder, engine: EngineConfig | None = None) -> None:
+    def __init__(
+        self,
+        parts: ModelFolder,
+        engine: EngineConfig | None = None,
+        stored: Callable[[], ModelFolder] | None = None,
+    ) -> None:
         """Put the parts of a model folder together."""
-        self.parts = parts
+        self.parts, self.stored = parts, stored
         self.model: AnyModal = parts.model
         self.text_tokenizer: TextTokenizer = parts.text_tokenizer
         self.image_tokenizer: ImageTokenizer = parts.image_tokenizer
@@ -295,16 +306,22 @@ class Pipeline:
     def save_pretrained(self, folder: str | Path, *, layout: str | None = None) -> None:
         """Write a model folder that `from_pretrained` reads; with a `layout`, one that the published code reads.
 
+        Where weights were rounded for sampling, those that are stored are read again and written.
+
         Raises:
             OSError: the disk is full or read-only; what was there stays.
-            ValueError: an unknown layout, one that cannot express this model, or weights rounded for sampling.
+            ValueError: an unknown layout, one that cannot express this model, or weights that were rounded
+                for sampling and are stored nowhere.
         """
+        parts = self.parts
         if is_light(self.model):
-            raise ValueError('these weights are rounded for sampling; load the model with dtype="float32" to save it.')
+            if self.stored is None:
+                raise ValueError("these weights are rounded for sampling; save the model before `lighten` rounds it.")
+            parts = self.stored()
         if layout is not None:
-            save_published(self.parts, Path(folder), layout)
+            save_published(parts, Path(folder), layout)
             return
-        replace(self.parts, generation=to_dict(self.generation)).save(folder)
+        replace(parts, generation=to_dict(self.generation)).save(folder)
 
     def reconstruct(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Pass pictures through the image tokenizer: the best that the model could draw."""

@@ -52,7 +52,7 @@ def trial(work: Path, design: str, seed: int, steps: int) -> dict[str, Any]:
     def make() -> dict[str, Any]:
         options = [*DESIGNS[design], "--run.steps", str(steps), "--run.seed", str(seed)]
         seconds = learn(work, out, "codes", str(TOKENIZER), options)
-        pipe, samples = anymodal.from_pretrained(work / out / "model"), held_out_scenes()
+        pipe, samples = anymodal.from_pretrained(work / out / "model", dtype="float32"), held_out_scenes()
         scores = drawing_scores(pipe, samples) | answering_scores(pipe, samples)
         return {"design": design, "seed": seed, "steps": steps, "seconds": seconds, **scores}
 

@@ -110,7 +110,7 @@ def draw_with(work: Path, folder: str, size: int, steps: int) -> dict[str, Any]:
         "--stage.ratios", "{draw: 1.0, answer: 0.0, describe: 0.0, text: 0.0}",
     ]  # fmt: skip
     seconds = learn(work, f"{folder}/drawing", codes, image_tokenizer, options)
-    pipe = anymodal.from_pretrained(work / folder / "drawing" / "model")
+    pipe = anymodal.from_pretrained(work / folder / "drawing" / "model", dtype="float32")
     return {"drawing_seconds": seconds, "drawing_steps": steps, **drawing_scores(pipe, held_out_scenes())}
 
 

@@ -36,7 +36,7 @@ def main(
     out: Path | None = None,
     sheet: Path | None = None,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: str = "float32",
     allow_pickle: bool = False,
 ) -> None:
     """Score drawings and answers.
@@ -53,7 +53,8 @@ def main(
         out: JSON file of the scores; a manifest of what they were made with is written beside it.
         sheet: picture file that shows drawings which were judged wrong, beside the truth.
         device: cpu, cuda, ... or auto.
-        dtype: float32, bfloat16 or int8 (of the weights, on a CPU), float64, stored or auto.
+        dtype: float32, in which every processor finds the same; bfloat16 or int8 (of the weights, on a CPU), float64,
+            stored or auto.
         allow_pickle: also read weights that are stored as pickles; only for folders whose makers you trust.
     """
     import anymodal

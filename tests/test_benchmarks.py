@@ -250,7 +250,7 @@ def test_a_sweep_finds_the_best_setting(
     assert f"**{100 * best:.1f}**" in (tmp_path / "model.md").read_text()
     assert (tmp_path / "sweep.svg").read_text().count("<polyline") == 2
     setting = {"guidance_scale": 2.0, "temperature": 0.7, "top_k": 8, "top_p": 1.0, "best_of": 1}
-    again = programs["sweep"].shares(anymodal.from_pretrained("emoji"), setting, 4, 100)
+    again = programs["sweep"].shares(anymodal.from_pretrained("emoji", dtype="float32"), setting, 4, 100)
     assert [row["share"] for row in found["rows"] if {**row, **setting} == row] == [again["share"]]
     assert [row["best_of"] for row in found["best_of"]] == [1, 2]
     assert f"| 2 | {100 * found['best_of'][1]['share']:.1f} |" in (tmp_path / "model.md").read_text()

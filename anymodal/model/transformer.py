@@ -126,7 +126,8 @@ class Attention(nn.Module):
             q, k, v = self.qkv_proj(x).unflatten(-1, (-1, width)).split(heads, dim=2)
         else:
             q, k, v = (proj(x).unflatten(-1, (-1, width)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(torch.cat((self.q_norm(q), self.k_norm(k)), dim=2), rotary).split(heads[:2], dim=2)
+        q, k = _normalised(self.q_norm, q), _normalised(self.k_norm, k)
+        q, k = rotate(torch.cat((q, k), dim=2), rotary).split(heads[:2], dim=2)
         if isinstance(context, Segments):
             return self.o_proj(self._within(context, q, k, v.to(q.dtype)).view(*x.shape[:2], -1).to(x.dtype))
         k, v = k.transpose(1, 2), v.to(q.dtype).transpose(1, 2)
@@ -278,6 +279,11 @@ def rotate(x: Float[Tensor, "b n heads k"], rotary: Float[Tensor, "2 b n 1 r"]) 
     cos, sin = rotary.unbind(0)
     first, second = x.to(rotary.dtype).chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def _normalised(norm: nn.Module, x: Float[Tensor, "b n heads k"]) -> Float[Tensor, "b n heads k"]:
+    """Normalise heads in the type of the norm's weight, without which torch takes a slower way (autocast)."""
+    return x if isinstance(norm, nn.Identity) else norm(x.to(cast(Tensor, norm.weight).dtype)).to(x.dtype)
 
 
 def _qk_norm(config: TransformerConfig, num_heads: int) -> nn.Module:

@@ -109,7 +109,7 @@ def pair(
 ) -> Pair:
     folder = tmp_path_factory.mktemp("published") / "chameleon"
     model = write_tiny(folder, fast_tokenizer, spread, **GRID[request.param])
-    return Pair(model, anymodal.from_pretrained(folder, device="cpu"), folder)
+    return Pair(model, anymodal.from_pretrained(folder, device="cpu", dtype="float32"), folder)
 
 
 def side(pipe: Pipeline) -> dict[str, int]:
@@ -216,7 +216,7 @@ def test_conversations_have_the_same_ids(
     from transformers import ChameleonProcessor
 
     model = write_tiny(tmp_path / "chameleon", fast_tokenizer, spread, order=order)
-    pipe = anymodal.from_pretrained(tmp_path / "chameleon", device="cpu")
+    pipe = anymodal.from_pretrained(tmp_path / "chameleon", device="cpu", dtype="float32")
     processor = ChameleonProcessor.from_pretrained(tmp_path / "chameleon")
 
     def expected(text: str, *pictures: Image.Image) -> tuple[list[int], list[Tensor]]:
@@ -245,7 +245,7 @@ def test_it_goes_out_as_it_came_in(pair: Pair, tmp_path: Path) -> None:
     from transformers import ChameleonForConditionalGeneration
 
     pair.pipe.save_pretrained(tmp_path / "ours")
-    again = anymodal.from_pretrained(tmp_path / "ours", device="cpu")
+    again = anymodal.from_pretrained(tmp_path / "ours", device="cpu", dtype="float32")
     again.save_pretrained(tmp_path / "out", layout="chameleon")
     before, after = (load_file(folder / "model.safetensors") for folder in (pair.folder, tmp_path / "out"))
     assert before.keys() == after.keys()
@@ -294,16 +294,16 @@ def test_a_model_made_here_in_their_shape_goes_out(tmp_path: Path, noise_picture
 def test_it_draws_once_a_decoder_stands_beside_it(tmp_path: Path, fast_tokenizer: Any, spread: Any) -> None:
     folder = tmp_path / "chameleon"
     write_tiny(folder, fast_tokenizer, spread, crop=(16, 40))
-    pipe = anymodal.from_pretrained(folder, device="cpu")
+    pipe = anymodal.from_pretrained(folder, device="cpu", dtype="float32")
     with pytest.raises(ValueError, match="this model has no decoder for pictures"):
         pipe.generate_image("a dog")
     whole = ImageTokenizer(replace(pipe.image_tokenizer.config, has_decoder=True))
     whole.load_state_dict(pipe.image_tokenizer.state_dict(), strict=False)
     save_decoder(whole, folder)
-    pipe = anymodal.from_pretrained(folder, device="cpu")
+    pipe = anymodal.from_pretrained(folder, device="cpu", dtype="float32")
     assert [image.size for image in pipe.generate_image("a dog", num_images=2)] == [(40, 16)] * 2
     pipe.save_pretrained(tmp_path / "out", layout="chameleon")
-    again = anymodal.from_pretrained(tmp_path / "out", device="cpu")
+    again = anymodal.from_pretrained(tmp_path / "out", device="cpu", dtype="float32")
     assert again.image_tokenizer.fingerprint == pipe.image_tokenizer.fingerprint
 
 
@@ -314,18 +314,18 @@ def test_pickled_weights_are_read_where_allowed(tmp_path: Path, fast_tokenizer: 
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model.bin is a pickle, .* say allow_pickle=True"):
-        anymodal.from_pretrained(folder, device="cpu")
+        anymodal.from_pretrained(folder, device="cpu", dtype="float32")
     whole = ImageTokenizer(read_chameleon_config(VQ, has_decoder=True))
     known = {name.removeprefix("model.vqmodel."): tensor for name, tensor in state.items() if ".vqmodel." in name}
     torch.save({"state_dict": {**taming_names(whole.config).write(whole.state_dict()), **known}}, folder / "vqgan.ckpt")
-    pipe = anymodal.from_pretrained(folder, device="cpu", allow_pickle=True)
+    pipe = anymodal.from_pretrained(folder, device="cpu", dtype="float32", allow_pickle=True)
     assert pipe.image_tokenizer.config.has_decoder
     assert relative(pipe.model(ids).logits, scores(model, ids)) < 1e-4
 
 
 def test_what_the_layout_cannot_express_is_refused(tmp_path: Path, fast_tokenizer: Any, spread: Any) -> None:
     write_tiny(tmp_path / "chameleon", fast_tokenizer, spread)
-    pipe = anymodal.from_pretrained(tmp_path / "chameleon", device="cpu")
+    pipe = anymodal.from_pretrained(tmp_path / "chameleon", device="cpu", dtype="float32")
     pipe.parts.template = replace(pipe.parts.template, assistant=((" answer: ",), ("<eos>",)))
     with pytest.raises(ValueError, match="one special id between a question and its answer"):
         pipe.save_pretrained(tmp_path / "out", layout="chameleon")
@@ -374,4 +374,4 @@ def test_impossible_geometry_is_named(
         (config[part] if part else config)[key] = value
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
-        anymodal.from_pretrained(tmp_path / "chameleon", device="cpu")
+        anymodal.from_pretrained(tmp_path / "chameleon", device="cpu", dtype="float32")

@@ -109,7 +109,7 @@ def write_release(folder: Path, fast_tokenizer: Any, **how: Any) -> Case:
     unread = {"ckpt_path": "x", "lossconfig": {"target": "DummyLoss"}}
     described = {"model": {"target": "VQModel", "params": {**VQGAN, **unread}}}
     (tokens / "vqgan.yaml").write_text(yaml.safe_dump(described))
-    pipe = anymodal.from_pretrained(folder, device="cpu", allow_pickle=True)
+    pipe = anymodal.from_pretrained(folder, device="cpu", dtype="float32", allow_pickle=True)
     return Case(shards, params, image, tokenizer, folder, pipe)
 
 
@@ -266,7 +266,7 @@ def test_it_goes_out_to_transformers(case: Case, tmp_path: Path, noise_picture: 
     theirs = ByHand(case.shards, case.params).logits(ours.ids[None])
     assert relative(model.lm_head(hidden), theirs) < 1e-4
     assert torch.equal(model.lm_head(hidden).argmax(-1), theirs.argmax(-1))
-    again = anymodal.from_pretrained(tmp_path / "out", device="cpu")
+    again = anymodal.from_pretrained(tmp_path / "out", device="cpu", dtype="float32")
     assert again.image_tokenizer.fingerprint == case.pipe.image_tokenizer.fingerprint
     assert torch.equal(again.model(ours.ids[None]).logits, case.pipe.model(ours.ids[None]).logits)
 
@@ -304,11 +304,11 @@ def test_norms_that_drifted_are_averaged() -> None:
 
 def test_a_models_own_folder_will_do_and_pickles_must_be_allowed(tmp_path: Path, fast_tokenizer: Any) -> None:
     case = write_release(tmp_path, fast_tokenizer)
-    own = anymodal.from_pretrained(tmp_path / "models" / "7b", device="cpu", allow_pickle=True)
+    own = anymodal.from_pretrained(tmp_path / "models" / "7b", device="cpu", dtype="float32", allow_pickle=True)
     ids = torch.arange(100, 120)[None]
     assert torch.equal(own.model(ids).logits, case.pipe.model(ids).logits)
     with pytest.raises(ValueError, match=r"consolidated.pth is a pickle, .* say allow_pickle=True"):
-        anymodal.from_pretrained(tmp_path, device="cpu")
+        anymodal.from_pretrained(tmp_path, device="cpu", dtype="float32")
 
 
 def move(old: str, new: str) -> Callable[[Path], Any]:
@@ -362,7 +362,7 @@ def test_a_broken_release_is_named(tmp_path: Path, release: Path, change: Callab
     folder = Path(shutil.copytree(release, tmp_path / "data"))
     change(folder)
     with pytest.raises(ValueError, match=message):
-        anymodal.from_pretrained(folder, device="cpu", allow_pickle=True)
+        anymodal.from_pretrained(folder, device="cpu", dtype="float32", allow_pickle=True)
 
 
 def test_it_goes_out_as_it_came_in(tmp_path: Path, fast_tokenizer: Any) -> None:
@@ -376,7 +376,7 @@ def test_it_goes_out_as_it_came_in(tmp_path: Path, fast_tokenizer: Any) -> None:
         assert (tmp_path / "out" / "tokenizer" / name).read_bytes() == (
             tmp_path / "in" / "tokenizer" / name
         ).read_bytes()
-    back = anymodal.from_pretrained(tmp_path / "out", device="cpu", allow_pickle=True)
+    back = anymodal.from_pretrained(tmp_path / "out", device="cpu", dtype="float32", allow_pickle=True)
     assert back.image_tokenizer.fingerprint == case.pipe.image_tokenizer.fingerprint
     ids = torch.arange(40, 60)[None]
     with torch.no_grad():

@@ -113,7 +113,7 @@ def write_tiny(folder: Path, fast_tokenizer: Any, spread: Any, **how: Any) -> Pa
         image_mean=[0.5] * 3, image_std=[0.5] * 3,
     )  # fmt: skip
     Emu3Processor(images, tokenizer, chat_template=TEMPLATE).save_pretrained(folder)
-    return Pair(model, anymodal.from_pretrained(folder, device="cpu"), folder)
+    return Pair(model, anymodal.from_pretrained(folder, device="cpu", dtype="float32"), folder)
 
 
 @pytest.fixture(scope="module", params=GRID)
@@ -263,7 +263,7 @@ def test_it_goes_out_as_it_came_in(pair: Pair, tmp_path: Path) -> None:
     from transformers import Emu3ForConditionalGeneration
 
     pair.pipe.save_pretrained(tmp_path / "ours")
-    again = anymodal.from_pretrained(tmp_path / "ours", device="cpu")
+    again = anymodal.from_pretrained(tmp_path / "ours", device="cpu", dtype="float32")
     assert again.parts.layout == pair.pipe.parts.layout
     again.save_pretrained(tmp_path / "out", layout="emu3")
     before, after = (load_file(folder / "model.safetensors") for folder in (pair.folder, tmp_path / "out"))
@@ -284,7 +284,7 @@ def test_both_ways_of_naming_tensors_are_read(plain: Pair, tmp_path: Path) -> No
     shutil.copytree(plain.folder, tmp_path, dirs_exist_ok=True)
     save_file({**plain.theirs.state_dict()}, tmp_path / "model.safetensors")
     assert "model.vqmodel.quantize.embedding.weight" in plain.theirs.state_dict()
-    again = anymodal.from_pretrained(tmp_path, device="cpu").parts
+    again = anymodal.from_pretrained(tmp_path, device="cpu", dtype="float32").parts
     for ours, before in ((again.model, plain.pipe.model), (again.image_tokenizer, plain.pipe.image_tokenizer)):
         assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in before.state_dict().items())
 
@@ -310,7 +310,7 @@ def test_impossible_geometry_is_named(
     (tmp_path / name).unlink()
     (tmp_path / name).write_text(json.dumps({**config, part: {**config[part], **changes}}))
     with pytest.raises(ValueError, match=message):
-        anymodal.from_pretrained(tmp_path, device="cpu")
+        anymodal.from_pretrained(tmp_path, device="cpu", dtype="float32")
 
 
 def test_ids_of_codes_are_read() -> None:
@@ -348,7 +348,7 @@ def test_a_model_that_was_made_here_goes_out(plain: Pair, tmp_path: Path) -> Non
     )  # fmt: skip
     Pipeline(parts).save_pretrained(tmp_path / "out", layout="emu3")
     theirs = Emu3ForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
-    again = anymodal.from_pretrained(tmp_path / "out", device="cpu")
+    again = anymodal.from_pretrained(tmp_path / "out", device="cpu", dtype="float32")
     ids = Emu3Processor.from_pretrained(tmp_path / "out")(
         text="a red apple", return_for_image_generation=True, image_area=48 * 48, return_tensors="pt"
     )["input_ids"]

@@ -38,7 +38,7 @@ def test_it_learns_both_and_goes_out_again(
         parity(came).write_release(folder, fast_tokenizer, shards=2)
     else:
         parity(came).write_tiny(folder, fast_tokenizer, spread)
-    pipe = anymodal.from_pretrained(folder, device="cpu", allow_pickle=True)
+    pipe = anymodal.from_pretrained(folder, device="cpu", dtype="float32", allow_pickle=True)
     side = pipe.parts.layout.sizes[0][0] * pipe.image_tokenizer.config.down_sampling
     words = ["tokenizers", "codes", "--shards", toy.plain, "--image_tokenizer", str(folder), "--size", str(side)]
     assert main([*words, "--out", str(coded), "--allow_pickle", "true"]) == 0
@@ -65,7 +65,7 @@ def test_it_learns_both_and_goes_out_again(
     assert main(words) == 0
     assert capsys.readouterr().out.endswith(f"{out}: {layout}\n")
     theirs = getattr(transformers, kind).from_pretrained(out).eval()
-    pipe = anymodal.from_pretrained(tuned / "model", device="cpu")
+    pipe = anymodal.from_pretrained(tuned / "model", device="cpu", dtype="float32")
     ids = torch.tensor([pipe.text_tokenizer.encode("a red apple left of a dog")])
     text = torch.tensor(
         [index for index in pipe.text_tokenizer.text_ids if not pipe.vocabulary.is_code(torch.tensor(index))]

@@ -93,7 +93,7 @@ def pair(
 ) -> Pair:
     folder = tmp_path_factory.mktemp("published") / "janus"
     model = write_tiny(folder, fast_tokenizer, spread, **GRID[request.param])
-    return Pair(model, anymodal.from_pretrained(folder, device="cpu"), folder)
+    return Pair(model, anymodal.from_pretrained(folder, device="cpu", dtype="float32"), folder)
 
 
 def pixels(image: Image.Image) -> Tensor:
@@ -182,7 +182,7 @@ def test_conversations_have_the_same_ids(
     from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
     write_tiny(tmp_path / "janus", fast_tokenizer, spread, roles=roles)
-    pipe = anymodal.from_pretrained(tmp_path / "janus", device="cpu")
+    pipe = anymodal.from_pretrained(tmp_path / "janus", device="cpu", dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "janus")
     images = JanusImageProcessorPil.from_pretrained(tmp_path / "janus")
     processor = JanusProcessor(images, tokenizer, num_image_tokens=16)
@@ -204,7 +204,7 @@ def test_it_goes_out_as_it_came_in(pair: Pair, tmp_path: Path) -> None:
     from transformers import JanusForConditionalGeneration
 
     pair.pipe.save_pretrained(tmp_path / "ours")
-    again = anymodal.from_pretrained(tmp_path / "ours", device="cpu")
+    again = anymodal.from_pretrained(tmp_path / "ours", device="cpu", dtype="float32")
     again.save_pretrained(tmp_path / "out", layout="janus")
     before, after = (load_file(folder / "model.safetensors") for folder in (pair.folder, tmp_path / "out"))
     assert before.keys() == after.keys()
@@ -234,4 +234,4 @@ def test_impossible_geometry_is_named(
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, part: {**config[part], **changes}}))
     with pytest.raises(ValueError, match=message):
-        anymodal.from_pretrained(tmp_path / "janus", device="cpu")
+        anymodal.from_pretrained(tmp_path / "janus", device="cpu", dtype="float32")

@@ -123,7 +123,7 @@ def write_original(folder: Path, theirs: tuple[Any, Any], *, pickled: bool) -> N
 
 def load(folder: Path) -> Pipeline:
     pickled = (folder / "pytorch_model.bin").is_file()
-    return anymodal.from_pretrained(folder, device="cpu", allow_pickle=pickled)
+    return anymodal.from_pretrained(folder, device="cpu", dtype="float32", allow_pickle=pickled)
 
 
 def test_it_is_the_model_that_transformers_has(theirs: tuple[Any, Any], folder: Path, noise_picture: Any) -> None:
@@ -148,7 +148,7 @@ def test_it_is_the_model_that_transformers_has(theirs: tuple[Any, Any], folder: 
 def test_a_pickle_is_read_only_when_allowed(folder: Path) -> None:
     if (folder / "pytorch_model.bin").is_file():
         with pytest.raises(ValueError, match="pytorch_model.bin is a pickle, which can run code"):
-            anymodal.from_pretrained(folder, device="cpu")
+            anymodal.from_pretrained(folder, device="cpu", dtype="float32")
     else:
         assert load(folder).model.look_tokens == 16
 

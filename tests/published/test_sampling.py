@@ -44,7 +44,7 @@ def prompts(request: Request) -> Tensor:
 
 def test_janus(tmp_path: Path, fast_tokenizer: Any, spread: Any, parity: Any) -> None:
     model = parity("janus").write_tiny(tmp_path, fast_tokenizer, spread)
-    pipe = anymodal.from_pretrained(tmp_path, device="cpu")
+    pipe = anymodal.from_pretrained(tmp_path, device="cpu", dtype="float32")
     request = pipe.prompter.image_request(["a red apple"], None, SamplingConfig(guidance_scale=GUIDANCE), None, 0)
     with torch.no_grad():
         hidden = model.model.language_model(input_ids=prompts(request)).last_hidden_state[:, -1]
