@@ -13,7 +13,7 @@ import anymodal
 from anymodal.__main__ import main
 from anymodal.learning.config import Ratios, RunConfig, StageConfig
 
-NAMES = ("sampling", "peers", "ours", "figures", "speculation", "training", "loading", "costs", "trials",
+NAMES = ("sampling", "peers", "ours", "figures", "speculation", "contestants", "training", "loading", "costs", "trials",
          "designs", "image_tokenizers", "sweep", "card")  # fmt: skip
 
 

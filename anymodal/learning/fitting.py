@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from anymodal.learning.allocation import keep_freed_memory
 from anymodal.learning.averaging import Averaging
 from anymodal.learning.batches import StepData
 from anymodal.learning.callbacks import Bar, Best, ProgressLines, Showing, StopAtBorder, callbacks_for
@@ -80,6 +81,8 @@ def fit(
         OSError: a process that prepares batches has died or hangs, or the disk is full.
     """
     devices, nodes = processes_of(run)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     strategy = strategy_of(run, devices * nodes, one_backward=objective.automatic_optimization)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     folder = out / "checkpoints"

@@ -79,14 +79,17 @@ class _LinearLoss(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         x, w, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         wanted = [with_gradient and needed for needed in ctx.needs_input_grad[:3]]
+        new = torch.empty_like if len(targets) else torch.zeros_like
         ctx.gradients = [
-            torch.zeros_like(each, dtype=wide) if needed and each is not None else None
+            new(each, dtype=wide) if needed and each is not None else None
             for each, needed in zip((hidden, weight, bias), wanted, strict=True)
         ]
         ctx.dtypes = [None if each is None else each.dtype for each in (hidden, weight, bias)]
         with torch.autocast(kind, enabled=False):
             chunks = [
-                _linear_chunk(x[i : i + size], w, b, targets[i : i + size], z_loss, _rows(ctx.gradients, i, size))
+                _linear_chunk(
+                    x[i : i + size], w, b, targets[i : i + size], z_loss, _rows(ctx.gradients, i, size), first=i == 0
+                )
                 for i in range(0, max(len(targets), 1), size)
             ]
         sums = _add_up(chunks)
@@ -111,9 +114,19 @@ def _rows(gradients: list[Tensor | None], start: int, size: int) -> list[Tensor 
 
 
 def _linear_chunk(
-    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, z_loss: float, gradients: list[Tensor | None]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    z_loss: float,
+    gradients: list[Tensor | None],
+    *,
+    first: bool,
 ) -> tuple[Tensor, ...]:
-    """Return the sums of a chunk and add to its gradients; the logits become, in their place, those of the loss."""
+    """Return the sums of a chunk and add to its gradients, which the `first` one begins.
+
+    The logits become, in their place, those of the loss.
+    """
     scores = F.linear(x, weight, bias)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     index = targets[:, None]
@@ -132,12 +145,19 @@ def _linear_chunk(
             for_hidden.copy_((share @ weight).to(for_hidden.dtype).mul_(factor))
         scaled = (x * factor).to(x.dtype)
         if for_weight is not None and for_weight.dtype == share.dtype:
-            for_weight.addmm_(share.T, scaled)
+            torch.addmm(for_weight, share.T, scaled, beta=0 if first else 1, out=for_weight)
         elif for_weight is not None:
-            for_weight.add_(share.T @ scaled)
+            _add_to(for_weight, share.T @ scaled, first=first)
         if for_bias is not None:
-            for_bias.add_(share.T @ factor.to(share.dtype).squeeze(-1))
+            _add_to(for_bias, share.T @ factor.to(share.dtype).squeeze(-1), first=first)
     return _figures(score, top, log_partition, low, z_loss)
+
+
+def _add_to(gradient: Tensor, part: Tensor, *, first: bool) -> None:
+    if first:
+        gradient.copy_(part)
+    else:
+        gradient.add_(part)
 
 
 def _recomputed(

@@ -137,6 +137,21 @@ def test_bfloat16_products_stay_near_those_of_float32(qk_norm: str) -> None:
     assert 0 < float((rounded - plain).detach().abs().max()) < 0.05
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_by_products_is_attention(kv_heads: int) -> None:
+    torch.manual_seed(2)
+    q = torch.randn(3, 4, 7, 8, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(3, kv_heads, 7, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    found = transformer._mixed_by_products(q, k, v, 0.0)
+    wanted = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(found, wanted)
+    upstream = torch.randn_like(wanted)
+    for mine, theirs in zip(*(torch.autograd.grad(each, (q, k, v), upstream) for each in (found, wanted)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    dropped = transformer._mixed_by_products(q, k, v, 1.0)
+    assert not dropped.any()
+
+
 @pytest.mark.parametrize("short", [1, 2, 128])
 def test_packed_documents_do_not_see_each_other(short: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Be they alone in a group with those of their length, or among others."""
