@@ -61,10 +61,8 @@ typedef struct {
     int64_t rows, in, out, next, step; /* next: from one row of y to the next; step: the same of x */
     const int16_t *rounded; /* x in whole steps, and the step of every row, for int8 */
     const float *steps;
+    const char *tiles; /* x as native_tiles.c has it */
 } product;
-
-static void round_rows(product *p, float *room);
-static void int8_outputs(const product *p, int64_t begin, int64_t end);
 
 INLINE int64_t size_of(enum kind kind) { return kind == FLOAT32 ? 4 : 2; }
 
@@ -258,16 +256,6 @@ INLINE void outputs(const product *p, enum kind kind, int64_t begin, int64_t end
         for (int64_t r = 0; r < p->rows; r++) tile(p, kind, 1, 1, r, o);
 }
 
-static void share(const product *p, int64_t thread, int64_t threads) {
-    const int64_t blocks = (p->out + BLOCK - 1) / BLOCK;
-    const int64_t begin = blocks * thread / threads * BLOCK;
-    int64_t end = blocks * (thread + 1) / threads * BLOCK;
-    if (end > p->out) end = p->out;
-    if (p->kind == FLOAT32) outputs(p, FLOAT32, begin, end);
-    if (p->kind == BFLOAT16) outputs(p, BFLOAT16, begin, end);
-    if (p->kind == INT8) int8_outputs(p, begin, end);
-}
-
 /* The OpenMP that torch has loaded, handed over at run time: a second one would fight with it for the cores. */
 static void (*parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
 static int (*thread_number)(void), (*thread_count)(void);
@@ -281,8 +269,6 @@ void anymodal_use_openmp(void *gomp_parallel, void *omp_get_thread_num, void *om
 static int64_t worth(int64_t threads, int64_t weights) {
     return parallel && weights >= WEIGHTS_A_THREAD * threads ? threads : 1;
 }
-
-static void body(void *data) { share(data, thread_number(), thread_count()); }
 
 /* Put x in the order of bfloat16 weights: of every 2 * LANES, those in even places first; zeros behind its ends. */
 static void part_rows(product *p, float *room) {
@@ -302,25 +288,6 @@ static void part_rows(product *p, float *room) {
     }
     p->x = room;
     p->step = step;
-}
-
-/* `room` is for bfloat16 and int8: so many times 4 * in bytes, up to two whole lines, and 4, as there are rows. */
-static void multiply(product p, int64_t threads, float *room) {
-    p.step = p.in;
-    if (p.kind == BFLOAT16) part_rows(&p, room);
-    if (p.kind == INT8) round_rows(&p, room);
-    threads = worth(threads, p.in * p.out);
-    if (threads > 1)
-        parallel(body, &p, (unsigned)threads, 0);
-    else
-        share(&p, 0, 1);
-}
-
-void anymodal_linear(int64_t kind, int64_t threads, float *y, const float *x, const void *w, const float *scale,
-                     int64_t rows, int64_t in, int64_t out, float *room) {
-    const product p = {.kind = (enum kind)kind, .y = y, .x = x, .w = w, .scale = scale, .rows = rows, .in = in,
-                       .out = out, .next = out};
-    multiply(p, threads, room);
 }
 
 /* y = x * (1 + erf(x / sqrt(2))) / 2. */

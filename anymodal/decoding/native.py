@@ -21,7 +21,7 @@ from torch import Tensor
 from anymodal.decoding.noise import gumbel, gumbel_of
 
 COMPILERS = ("cc", "gcc", "clang")
-SOURCES = ("native.c", "native_int8.c", "native_attention.c", "native_blocks.c")
+SOURCES = ("native.c", "native_int8.c", "native_tiles.c", "native_attention.c", "native_blocks.c")
 """What the library is compiled from, as one."""
 
 ATTENTION = struct.Struct("21qf4x")
@@ -32,8 +32,8 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 KEPT = (torch.float32, torch.bfloat16)
 """What keys and values may be kept in."""
 
-LINE = 64
-"""Numbers, of which such products take a multiple."""
+LINE, GROUP = 64, 8
+"""Numbers and rows, of which such products take a multiple."""
 
 
 def native_linear(
@@ -129,6 +129,10 @@ class Kernel:
     def __init__(self, library: Path) -> None:
         """Load a library that `build_kernel` has made."""
         loaded = ctypes.CDLL(str(library))
+        self.use_tiles = loaded.anymodal_use_tiles
+        """Multiply by tiles of a matrix unit, or not; return whether that is so, for which there must be one."""
+        self.use_tiles.argtypes, self.use_tiles.restype = (ctypes.c_int64,), ctypes.c_int64
+        self.use_tiles(1)
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         self._linear = loaded.anymodal_linear
         self._linear.argtypes = (size, size, pointer, pointer, pointer, pointer, size, size, size, pointer)
@@ -183,7 +187,7 @@ class Kernel:
         y = x.new_empty((*shape[:-1], out))
         threads, scales = torch.get_num_threads(), None if scale is None else scale.data_ptr()
         rows = x.numel() // width
-        room = x.new_empty(rows * room_of(width)) if kind != KINDS[torch.float32] else None
+        room = x.new_empty(room_of(rows, width)) if kind != KINDS[torch.float32] else None
         pointers = y.data_ptr(), x.data_ptr(), weight.data_ptr(), scales
         self._linear(kind, threads, *pointers, rows, width, out, None if room is None else room.data_ptr())
         return y
@@ -268,9 +272,9 @@ class Kernel:
         return y
 
 
-def room_of(width: int) -> int:
-    """Return how many float32 numbers a product with bfloat16 or int8 takes a row, to order or round it."""
-    return -(-width // LINE) * LINE + 1
+def room_of(rows: int, width: int) -> int:
+    """Return how many float32 numbers a product with bfloat16 or int8 takes, to order or round its rows."""
+    return -(-rows // GROUP) * GROUP * (-(-width // LINE) * LINE + 1) + LINE
 
 
 @functools.cache

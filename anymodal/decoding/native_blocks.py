@@ -76,7 +76,7 @@ class NativeBlocks:
         self._turns = self._angles(config.max_seq_len)
         between = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim + 2 * config.hidden_dim
         widest = max(config.num_heads * config.head_dim, config.hidden_dim)
-        self._room = config.dim + between + widest + room_of(max(widest, config.dim))
+        self._room, self._widest = config.dim + between + widest, max(widest, config.dim)
         self._sizes = {
             "depth": config.depth, "dim": config.dim, "heads": config.num_heads, "kv_heads": config.num_kv_heads,
             "width": config.head_dim, "hidden": config.hidden_dim, "swin": config.norm_position == "swin",
@@ -124,7 +124,9 @@ class NativeBlocks:
         if shown > self._turns.shape[1]:
             self._turns = self._angles(shown)
         turns = self._turns
-        y, room = x.clone(memory_format=torch.contiguous_format), x.new_empty(rows * queries * self._room)
+        count = rows * queries
+        y = x.clone(memory_format=torch.contiguous_format)
+        room = x.new_empty(count * self._room + room_of(count, self._widest))
         stack = _Stack(
             x=y.data_ptr(), room=room.data_ptr(), places=places.data_ptr(), keys=keys.data_ptr(),
             values=values.data_ptr(), turns=turns.data_ptr(), rows=rows, queries=queries, shown=shown,

@@ -1,7 +1,7 @@
 /* Products with int8 weights, in whole numbers; compiled behind native.c, as one with it.
  *
  * Widening weights to float32 takes longer than reading them. Instead a row of x is rounded to int16, symmetric, in
- * steps of its largest number / 32767, and products of int16 are summed up in int32: exactly, in any order. That is off
+ * steps of its largest number / STEPS, and products of int16 are summed up in int32: exactly, in any order. That is off
  * by at most half a step of the row, times the sum of an output's absolute weights.
  *
  * A row is rounded alone, and sums become float32 after the same FLUSH weights in every tile: the result of a row depends
@@ -9,7 +9,8 @@
  */
 
 #define SHORTS (2 * LANES) /* in a register */
-#define FLUSH 4032         /* weights; 2 * 128 * 32767 a lane and SHORTS of them stay below 2^31 */
+#define FLUSH 4032         /* weights; 2 * 128 * STEPS a lane and SHORTS of them stay below 2^31 */
+#define STEPS 32639        /* to the largest number: both bytes of such an int16 are int8, where the lower has a sign */
 
 typedef int16_t shorts __attribute__((vector_size(SHORTS * 2)));
 typedef int8_t many_bytes __attribute__((vector_size(SHORTS)));
@@ -73,7 +74,7 @@ NOINLINE float round_row(int16_t *y, const float *x, int64_t in) {
         memset(y, 0, (size_t)whole * sizeof *y);
         return __builtin_nanf("");
     }
-    const float step = top / 32767 > 1.175494351e-38f ? top / 32767 : 1.175494351e-38f, factor = 1 / step;
+    const float step = top / STEPS > 1.175494351e-38f ? top / STEPS : 1.175494351e-38f, factor = 1 / step;
     const float shift = 12582912.0f; /* 1.5 * 2^23: the last bits of a sum with it are the nearest integer */
     for (int64_t i = 0; i < whole; i += LANES) {
         const integers rounded = (integers)(load_float32(x + i) * factor + shift) - 0x4B400000;

@@ -211,3 +211,13 @@ def compiler(request: pytest.FixtureRequest, kernel_folder: None) -> None:
         with pytest.raises(ValueError, match="needs a C compiler"):
             load_kernel()
         pytest.skip("there is no C compiler")
+
+
+@pytest.fixture(params=["tiles", "vectors"])
+def unit(request: pytest.FixtureRequest, compiler: None) -> Iterator[None]:
+    """Multiply by tiles, where this machine has a matrix unit, and by vectors."""
+    kernel = load_kernel()
+    found = kernel.use_tiles(int(request.param == "tiles"))
+    assert found in ((0,) if request.param == "vectors" else (0, 1))
+    yield
+    kernel.use_tiles(1)

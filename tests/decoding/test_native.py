@@ -29,6 +29,8 @@ SHAPES = [  # rows, queries, heads, kv_heads, head_dim, keys
 ]
 WEIGHTS_OF_TWO_THREADS = 2**17  # with fewer, the kernel wakes no second one
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+LOST = {torch.float32: 1e-6, torch.bfloat16: 8e-6, torch.int8: 1e-6}
+"""Of a sum of absolute products; tiles keep 16 bits of what bfloat16 weights are multiplied with."""
 
 
 def weights(out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -37,7 +39,7 @@ def weights(out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | 
     return torch.randn(out, width).to(dtype), None
 
 
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("unit")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("out", "width"), [(8, 32), (16, 64), (9, 7), (1, 1), (23, 77), (40, 131)])
 def test_product_is_that_of_float64(out: int, width: int, dtype: torch.dtype) -> None:
@@ -48,7 +50,7 @@ def test_product_is_that_of_float64(out: int, width: int, dtype: torch.dtype) ->
         y = native_linear(x, weight, scale)
         wide = weight.double() if scale is None else weight.double() * scale.double()[:, None]
         assert (y.dtype, y.shape) == (torch.float32, (rows, out))
-        bound = 1e-6 * x.double().abs() @ wide.abs().T
+        bound = LOST[dtype] * x.double().abs() @ wide.abs().T
         if dtype == torch.int8:
             bound += rounding(x, wide)
         assert bool(((y - x.double() @ wide.T).abs() <= bound).all())
@@ -56,10 +58,10 @@ def test_product_is_that_of_float64(out: int, width: int, dtype: torch.dtype) ->
 
 def rounding(x: Tensor, wide: Tensor) -> Tensor:
     """Bound what int8 products lose when a row is rounded: half a step of its largest number, for every weight."""
-    return 0.51 / 32767 * x.double().abs().amax(-1, keepdim=True) * wide.abs().sum(1)
+    return 0.51 / 32639 * x.double().abs().amax(-1, keepdim=True) * wide.abs().sum(1)
 
 
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("unit")
 @pytest.mark.parametrize("width", [4032, 4033, 9000])
 def test_int8_sums_of_the_largest_numbers_do_not_overflow(width: int) -> None:
     weight = torch.full((9, width), -128, dtype=torch.int8)
@@ -68,7 +70,7 @@ def test_int8_sums_of_the_largest_numbers_do_not_overflow(width: int) -> None:
         torch.testing.assert_close(y, torch.full((rows, 9), width * 192.0), rtol=1e-6, atol=0)
 
 
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("unit")
 def test_int8_rows_of_odd_sizes_do_not_meet() -> None:
     weight, scale = weights(23, 77, torch.int8)
     x = torch.randn(7, 77)
@@ -90,11 +92,12 @@ def test_int8_rows_of_odd_sizes_do_not_meet() -> None:
 def test_axes_before_the_last_are_rows() -> None:
     weight, _ = weights(5, 12, torch.bfloat16)
     x = torch.randn(12, 3, 2).permute(2, 1, 0)
-    torch.testing.assert_close(native_linear(x, weight), x @ weight.float().T)
+    bound = LOST[torch.bfloat16] * x.abs() @ weight.float().abs().T
+    assert bool(((native_linear(x, weight) - x @ weight.float().T).abs() <= bound + 1e-6).all())
     assert native_linear(x[0, 0], weight).shape == (5,)
 
 
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("unit")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_row_depends_neither_on_others_nor_on_threads(dtype: torch.dtype) -> None:
     out, width = 517, 301

@@ -50,6 +50,7 @@ def read(transformer: Transformer, x: Tensor, counts: tuple[int, ...], cache: KV
 
 
 @torch.inference_mode()
+@pytest.mark.usefixtures("unit")
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_one_call_is_what_single_operators_are(toy: Any, form: dict[str, Any], kind: Kind) -> None:
@@ -63,7 +64,7 @@ def test_one_call_is_what_single_operators_are(toy: Any, form: dict[str, Any], k
         cache.keep([0, 2, 0, 7, 0])  # rows of different lengths
         whole += [read(transformer, x, counts, cache, slice(1, 4)), cache.keys, cache.values]
     for one, single in zip(whole[:3], whole[3:], strict=True):
-        bound = {"float32": 2e-5, "bfloat16": 2**-8, "int8": 2**-8}[kind]  # numbers may be rounded to either side
+        bound = {"float32": 2e-5, "bfloat16": 2**-7, "int8": 2**-7}[kind]  # numbers may be rounded to either side
         torch.testing.assert_close(one, single, atol=bound, rtol=bound)
         assert bool(one.abs().sum() > 0)
         if one.dtype is torch.bfloat16:
@@ -71,6 +72,7 @@ def test_one_call_is_what_single_operators_are(toy: Any, form: dict[str, Any], k
 
 
 @torch.inference_mode()
+@pytest.mark.usefixtures("unit")
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
 def test_row_depends_neither_on_others_nor_on_threads(toy: Any, kind: Kind) -> None:
     big = {"dim": 256, "hidden_dim": 512, "head_dim": 64, "depth": 1, "qk_norm": "layer"}

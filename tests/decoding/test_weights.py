@@ -53,7 +53,7 @@ def test_bfloat16_rounds_weights(out: int, width: int, bias: bool, native: bool)
         y = light(x)
         assert (y.dtype, y.shape) == (torch.float32, (rows, out))
         size = exact(x.abs(), light.weight.abs(), None)
-        bound = (1e-6 if native and rows <= 64 else ROUNDED) * size + 1e-6
+        bound = (8e-6 if native and rows <= 64 else ROUNDED) * size + 1e-6
         assert bool(((y - exact(x, light.weight, light.bias)).abs() <= bound).all())
 
 
@@ -73,8 +73,8 @@ def test_int8_errs_by_half_a_step_a_weight(out: int, width: int, bias: bool, nat
         half = exact(x.abs(), (light.scale / 2)[:, None].expand(-1, width), None)
         size = exact(x.abs(), source.weight.abs(), None)
         bound = 1.001 * half + (1e-6 if native and 2 * rows <= 64 else ROUNDED) * size + 1e-6
-        if native and 2 * rows <= 64:  # the kernel rounds rows to 2 * 32767 steps
-            bound += 0.51 / 32767 * x.double().abs().amax(-1, keepdim=True) * source.weight.double().abs().sum(1)
+        if native and 2 * rows <= 64:  # the kernel rounds rows to 2 * 32639 steps
+            bound += 0.51 / 32639 * x.double().abs().amax(-1, keepdim=True) * source.weight.double().abs().sum(1)
         assert bool(((y - exact(x, source.weight, source.bias)).abs() <= bound).all())
 
 
