@@ -304,8 +304,8 @@ def _mixed_by_products(
 
 
 def _normalised(norm: nn.Module, x: Float[Tensor, "b n heads k"]) -> Float[Tensor, "b n heads k"]:
-    """Normalise heads in the type of the norm's weight, without which torch takes a slower way (autocast)."""
-    return x if isinstance(norm, nn.Identity) else norm(x.to(cast(Tensor, norm.weight).dtype)).to(x.dtype)
+    """Normalise heads; RMSNorm in the type of its weight, without which torch takes a slower way (autocast)."""
+    return norm(x.to(norm.weight.dtype)).to(x.dtype) if isinstance(norm, nn.RMSNorm) else norm(x)
 
 
 def _qk_norm(config: TransformerConfig, num_heads: int) -> nn.Module:
