@@ -237,6 +237,9 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32], help="pictures at once")
     parser.add_argument("--tokens", type=int, help="codes of a picture, a square; by default as the shape has it")
+    parser.add_argument(
+        "--variants", nargs="+", choices=[each.name for each in VARIANTS], help="of ours; all by default"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--mixed", type=int, default=MIXED_REQUESTS, help="requests of the mixed batch, if any")
@@ -265,7 +268,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             asked = Options(
                 shape=shape, side=math.isqrt(options.tokens or shape.tokens), batches=options.batches,
                 rounds=options.rounds, mixed=options.mixed, bandwidth=bandwidth,
-                variants=[each for each in VARIANTS if runs_here(each, shape.device, quick=options.quick)],
+                variants=[each for each in VARIANTS if each.name in (options.variants or [each.name])
+                          and runs_here(each, shape.device, quick=options.quick)],
             )  # fmt: skip
             families = found.get(name, {}).get("families", {})
             found[name] = {"families": families}

@@ -12,7 +12,9 @@
 
 #define KEYS 64   /* of a block */
 #define QUERIES 4 /* of the largest tile */
-#define TILE 8    /* sums that registers hold */
+#define TILE LANES /* sums that registers hold: a processor with wide ones has more of them */
+#define MOST 8     /* of one query */
+#define BESIDE(queries) (TILE / (queries) < MOST ? TILE / (queries) : MOST)
 
 typedef struct {
     float *y; /* [rows, queries, heads, width] */
@@ -100,7 +102,7 @@ INLINE void score(const attention *p, tile_of_queries *t, enum kind kind, int qu
         }
     }
     float folded[TILE];
-    UNROLL for (int s = 0; s < TILE; s += 4) {
+    UNROLL for (int s = 0; s < queries * keys; s += 4) {
         vector four[4];
         UNROLL for (int i = 0; i < 4; i++) four[i] = sums[(s + i) / keys][(s + i) % keys];
         const quarter sums_of_four = fold_four(four);
@@ -164,10 +166,9 @@ INLINE void mix(const attention *p, tile_of_queries *t, enum kind kind, int a, i
 INLINE void mix_all(const attention *p, tile_of_queries *t, enum kind kind, int a, int queries, const char *v,
                     int64_t from, int64_t to) {
     const int64_t size = size_of(kind);
-    const int vectors = TILE / queries;
-    int64_t d = 0;
-    for (; d + vectors * LANES <= p->width; d += vectors * LANES) mix(p, t, kind, a, queries, vectors, d, v, from, to);
-    for (; d + LANES <= p->width; d += LANES) mix(p, t, kind, a, queries, 1, d, v, from, to);
+    int64_t d = 0; /* as many vectors at once as there are: a sum alone waits for itself */
+    UNROLL for (int vectors = BESIDE(queries); vectors; vectors /= 2)
+        for (; d + vectors * LANES <= p->width; d += vectors * LANES) mix(p, t, kind, a, queries, vectors, d, v, from, to);
     for (; d < p->width; d++)
         for (int b = a; b < a + queries; b++)
             for (int64_t key = from; key < to; key++)
@@ -186,10 +187,10 @@ INLINE void attend(const attention *p, tile_of_queries *t, enum kind kind, int q
     for (int64_t begin = 0; begin < t->most; begin += KEYS) {
         const char *v = t->v + begin * of_value;
         const int64_t shown = t->most - begin < KEYS ? t->most - begin : KEYS;
-        for (int64_t b = 0; b < shown; b += TILE / queries) {
-            for (int64_t key = b; key < b + TILE / queries && key < shown; key++)
+        for (int64_t b = 0; b < shown; b += BESIDE(queries)) {
+            for (int64_t key = b; key < b + BESIDE(queries) && key < shown; key++)
                 fetch(v + key * of_value, p->width * size);
-            score(p, t, kind, queries, TILE / queries, begin, b);
+            score(p, t, kind, queries, BESIDE(queries), begin, b);
         }
         t->ahead = t->most - begin > KEYS ? t->k + (begin + KEYS) * of_key : t->next;
         int64_t counts[QUERIES], common = KEYS;
