@@ -37,6 +37,12 @@ VARIANTS = (
     Variant("int8", 1, load={"dtype": "int8", "native": False}),
     Variant("int8 native", 1, load={"dtype": "int8", "native": True}),
     Variant(
+        "bfloat16 compiled",
+        2,
+        load={"dtype": "bfloat16", "native": False, "engine": EngineConfig(compile=True)},
+        compiles=True,
+    ),
+    Variant(
         "float32 compiled",
         4,
         load={"dtype": "float32", "native": False, "engine": EngineConfig(compile=True)},

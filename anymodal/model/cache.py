@@ -178,7 +178,17 @@ class CacheStep:
             end = self.start + self.places.shape[1]
             kept[0][:, :, self.start : end], kept[1][:, :, self.start : end] = keys, values
             return kept
-        rows = torch.arange(len(self.places), device=self.places.device)[:, None]
-        for old, new in zip(kept, (keys, values), strict=True):
-            old[rows, :, self.places] = new.transpose(1, 2).to(old.dtype)
+        (_write_in_place if torch.compiler.is_compiling() else _write)(
+            self.keys, self.values, keys, values, self.places, layer
+        )
         return kept
+
+
+def _write(keys: Tensor, values: Tensor, new_keys: Tensor, new_values: Tensor, places: Tensor, layer: int) -> None:
+    rows = torch.arange(len(places), device=places.device)[:, None]
+    for old, new in ((keys[layer], new_keys), (values[layer], new_values)):
+        old[rows, :, places] = new.transpose(1, 2).to(old.dtype)
+
+
+_write_in_place = torch.library.custom_op("anymodal::write_cache", _write, mutates_args=("keys", "values"))
+"""What compilers do not look into: they would copy all of the cache a layer, since the layers share its memory."""
