@@ -7,7 +7,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,43 +80,59 @@ class ShardCache:
 
         Raises ValueError when it cannot be fetched, or is not what was indexed.
         """
-        for _ in range(TRIES):
-            try:
-                descriptor = os.open(self.place(address), os.O_RDONLY)
-            except FileNotFoundError:
-                self.fetch(address, (size, crc32))
-                continue
+        place = self.place(address)
+        with suppress(FileNotFoundError):
+            descriptor = os.open(place, os.O_RDONLY)
             if os.fstat(descriptor).st_size == size:
                 os.utime(descriptor)  # the oldest are those that nobody has opened for long
                 return descriptor
             os.close(descriptor)
-            self.place(address).unlink(missing_ok=True)
-        raise ValueError(f"{address} was evicted as often as it was fetched; raise cache_shards")
+            place.unlink(missing_ok=True)
+        return self._fetched(address, (size, crc32))
 
-    def fetch(self, address: str, content: tuple[int, int] | None = None) -> Path:
-        """Fetch a shard where there is no copy of it; check its size and crc32 where they are known.
+    def fetch(self, address: str) -> Path:
+        """Fetch a shard where there is no copy of it, and name the copy, which others may evict at any time.
 
-        Raises ValueError when it cannot be fetched, or is not what was indexed.
+        Raises ValueError when it cannot be fetched.
+        """
+        os.close(self._fetched(address))
+        return self.place(address)
+
+    def _fetched(self, address: str, content: tuple[int, int] | None = None) -> int:
+        """Return a descriptor of a copy, fetched where there is none; check its size and crc32 where they are known.
+
+        A copy is opened before others see it, and can evict it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.place(address)
         with self._locked(target):
-            if not target.exists():
-                for orphan in self.folder.glob(f".{glob.escape(target.name)}.*.partial"):
-                    orphan.unlink()  # nobody else fetches it now: a killed process left this
-                staged = StagedFile(target)
-                try:
-                    _download(address, staged.staged)
-                    if content is not None and (found := _content(staged.staged)) != content:
-                        raise ValueError(
-                            f"a shard must stay as it was indexed: {address} has changed, size and crc32 were "
-                            f"{content} and are {found}; delete its index among the copies if the change is meant"
-                        )
-                    staged.commit()
-                finally:
-                    staged.discard()
+            try:
+                descriptor = os.open(target, os.O_RDONLY)
+            except FileNotFoundError:
+                descriptor = self._copied(address, target, content)
         self._make_room(target)
-        return target
+        return descriptor
+
+    def _copied(self, address: str, target: Path, content: tuple[int, int] | None) -> int:
+        for orphan in self.folder.glob(f".{glob.escape(target.name)}.*.partial"):
+            orphan.unlink()  # nobody else fetches it now: a killed process left this
+        staged = StagedFile(target)
+        try:
+            _download(address, staged.staged)
+            if content is not None and (found := _content(staged.staged)) != content:
+                raise ValueError(
+                    f"a shard must stay as it was indexed: {address} has changed, size and crc32 were "
+                    f"{content} and are {found}; delete its index among the copies if the change is meant"
+                )
+            descriptor = os.open(staged.staged, os.O_RDONLY)
+            try:
+                staged.commit()
+            except BaseException:
+                os.close(descriptor)
+                raise
+            return descriptor
+        finally:
+            staged.discard()
 
     def index_of(
         self, address: str, *, folder: Path | None, image_keys: tuple[str, ...], verify_pictures: bool
@@ -134,7 +150,12 @@ class ShardCache:
             summary = load_summary(place)
             if summary.image_keys == image_keys and summary.pictures_verified >= verify_pictures:
                 return place, summary
-        table = scan_shard(self.fetch(address), image_keys=image_keys, verify_pictures=verify_pictures, name=address)
+        descriptor = self._fetched(address)
+        try:
+            copy = Path(f"/dev/fd/{descriptor}")  # it is read to its end, evicted or not
+            table = scan_shard(copy, image_keys=image_keys, verify_pictures=verify_pictures, name=address)
+        finally:
+            os.close(descriptor)
         place.parent.mkdir(parents=True, exist_ok=True)
         stage_index(table, place).commit()
         return place, table.summary
