@@ -25,7 +25,7 @@ class Forward:
         self.capture: Capture | None = None
         if config.compile and model.device.type == "cuda":
             self.capture = capture
-        elif config.compile:
+        elif config.compile and model.transformer.stack is None:  # else one call passes all blocks, and is faster
             self._append = torch.compile(self._plain, dynamic=False)
 
     def __call__(self, ids: Int[Tensor, " r"], cache: KVCache, used: int) -> Float[Tensor, "r d"]:

@@ -1,5 +1,6 @@
 """A compiled step gives what a plain one gives."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from anymodal.decoding.choice import SamplingError
 from anymodal.decoding.config import EngineConfig
 from anymodal.decoding.engine import Engine
 from anymodal.decoding.forward import BUCKET, Forward
+from anymodal.decoding.weights import lighten
 from anymodal.model.cache import KVCache
 
 
@@ -39,6 +41,15 @@ def test_compiled_ids_are_those_of_plain_steps(toy: Any, tmp_path: Path) -> None
 def test_compiled_steps_see_buckets_of_the_cache(make_setup: Callable[..., Any]) -> None:
     engine = Engine(make_setup().model.eval(), EngineConfig(compile=True))
     assert engine.forward.bucket == BUCKET
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_kernel_that_passes_all_blocks_is_not_compiled(make_setup: Callable[..., Any]) -> None:
+    model = copy.deepcopy(make_setup().model).float().eval()
+    compiled = Engine(model, EngineConfig(compile=True)).forward
+    lighten(model, "float32", native=True)
+    native = Engine(model, EngineConfig(compile=True)).forward
+    assert (compiled._append == compiled._plain, native._append == native._plain) == (False, True)
 
 
 class Captures:
