@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 
 from anymodal.learning.accumulation import StepBatch
-from anymodal.learning.checkpoints import StepCheckpoints
+from anymodal.learning.checkpoints import StepCheckpoints, validates
 from anymodal.learning.distributed import count_over_ranks, max_over_ranks
 from anymodal.learning.flops import StepFlops, peak_flops
 from anymodal.learning.objective import Objective, UnifiedObjective
@@ -56,7 +56,7 @@ class StopAtBorder(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ask the trainer to stop, without a last validation; `StepCheckpoints` comes behind and saves.
+        """Ask the trainer to stop, with no validation but that of this step; `StepCheckpoints` comes behind and saves.
 
         Processes hear of a signal in different steps: all stop when one has.
         """
@@ -64,7 +64,8 @@ class StopAtBorder(pl.Callback):
             self.received = int(max_over_ranks(torch.tensor(self.received or 0))) or None  # of hosts: no device waits
         if self.received is not None:
             trainer.should_stop = True
-            trainer.limit_val_batches = 0
+            if not validates(trainer, batch_idx):  # which a run that resumes would leave out
+                trainer.limit_val_batches = 0
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

@@ -116,6 +116,11 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
+def validates(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Tell whether a validation follows this batch of training."""
+    return bool(trainer.enable_validation and (batch_idx + 1) % (trainer.val_check_batch or 1) == 0)
+
+
 class StepCheckpoints(pl.Callback):
     """Save every `every` steps and when training ends or is asked to stop; keep the newest two."""
 
@@ -128,8 +133,7 @@ class StepCheckpoints(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save at a step border, unless a validation comes first: a run that resumes would leave it out."""
-        validates = trainer.enable_validation and (batch_idx + 1) % (trainer.val_check_batch or 1) == 0
-        if self._is_due(trainer) and not validates:
+        if self._is_due(trainer) and not validates(trainer, batch_idx):
             # Lightning would log the step behind this: a kill in between would leave a checkpoint without its line
             cast(Any, trainer)._logger_connector.update_train_step_metrics()
             self.save(trainer)

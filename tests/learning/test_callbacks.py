@@ -22,7 +22,11 @@ def trainer_at(step: int, **attributes: Any) -> Any:
 
 
 def test_a_signal_stops_at_the_border_and_the_second_at_once() -> None:
-    stop, trainer, module = StopAtBorder(), trainer_at(1), pl.LightningModule()
+    stop, trainer, module = (
+        StopAtBorder(),
+        trainer_at(1, enable_validation=True, val_check_batch=4),
+        pl.LightningModule(),
+    )
     before = signal.getsignal(signal.SIGTERM)
     with stop.restored():
         stop.on_train_start(trainer, module)
@@ -32,6 +36,9 @@ def test_a_signal_stops_at_the_border_and_the_second_at_once() -> None:
         stop.on_train_batch_end(trainer, module, None, None, 0)
         assert trainer.should_stop
         assert trainer.limit_val_batches == 0, "a stop does not wait for a validation"
+        trainer.limit_val_batches = 5
+        stop.on_train_batch_end(trainer, module, None, None, 3)
+        assert trainer.limit_val_batches == 5, "but for that of this step, which a run that resumes would leave out"
         assert stop.received == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
