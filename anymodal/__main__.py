@@ -1,11 +1,13 @@
 """Run the command line: `anymodal FOLDER PROGRAM --options`."""
 
+import atexit
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from anymodal import __version__
 from anymodal.commands import check_folder, describe, find_program, find_root
@@ -63,6 +65,22 @@ def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
     return code
 
 
+def as_process() -> NoReturn:
+    """Run the command line as a process of its own, and end it.
+
+    One that knows others ends without taking the interpreter down: a thread of gloo may let go of its last message
+    late, needs the interpreter for that, and aborts where it is gone (exit code 134 after a run that succeeded).
+    """
+    code = main()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
@@ -71,4 +89,4 @@ def _explain(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_process()

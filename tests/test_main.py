@@ -36,6 +36,38 @@ def main(error: str, *, message: str = "it must hold; change it", layout: Pictur
         raise kinds[error](message)
 '''
 
+GROUP = '''"""Know other processes, or none.
+
+    anymodal train group store true
+"""
+
+import atexit
+import os
+
+import torch.distributed as dist
+
+
+class Seen:
+    def __del__(self, write=os.write):
+        write(1, b"taken down\\n")
+
+
+dist.seen = Seen()
+
+
+def main(store: str, known: bool) -> int:
+    """Join a group of one.
+
+    Args:
+        store: A file to meet at.
+        known: Whether to join.
+    """
+    atexit.register(print, "at exit", flush=True)
+    if known:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    return 3
+'''
+
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
@@ -96,6 +128,17 @@ def test_module_runs_from_another_folder(cli: Cli) -> None:
     failed = cli("trian")
     assert (failed.returncode, failed.stdout) == (2, "")
     assert "Traceback" not in failed.stderr
+
+
+def test_a_process_that_knows_others_ends_without_taking_the_interpreter_down(tree: Path) -> None:
+    (tree / "train" / "group.py").write_text(GROUP)
+    script = "import sys; from pathlib import Path; from anymodal import __main__ as it\n"
+    script += f"it.find_root = lambda: Path({str(tree)!r}); it.as_process()"
+    command = [sys.executable, "-c", script, "train", "group", str(tree / "store")]
+    alone = subprocess.run([*command, "false"], capture_output=True, text=True)
+    assert (alone.returncode, alone.stdout) == (3, "at exit\ntaken down\n"), alone.stderr
+    known = subprocess.run([*command, "true"], capture_output=True, text=True)
+    assert (known.returncode, known.stdout) == (3, "at exit\n"), known.stderr
 
 
 def test_closed_pipe_is_silent(root: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from anymodal.__main__ import main
+from anymodal.__main__ import as_process, main
 from anymodal.learning import passing
 from anymodal.model.folder import ModelFolder
 
@@ -78,4 +78,4 @@ def test_a_compiled_run_learns_the_same(toy: Any, tmp_path: Path, ranks: Any, ki
 
 if __name__ == "__main__":
     passing.BACKEND = "aot_eager"
-    sys.exit(main(sys.argv[1:]))
+    as_process()
