@@ -26,7 +26,7 @@ def _shape(name: str, shape: Found) -> Iterator[str]:
     if "not_measured" in shape:
         yield f"**{name}**: not measured ({shape['not_measured']})."
         return
-    for family, measured in shape["families"].items():
+    for family, measured in _measured(shape):
         machine = measured["machine"]
         where = "; ".join([machine["Processor"], *([machine["Accelerator"]] if measured["device"] == "cuda" else [])])
         batches = list(measured["samplers"][0]["pictures"])
@@ -45,6 +45,12 @@ def _shape(name: str, shape: Found) -> Iterator[str]:
                 f"anymodal {row['precision']}, {row['requests']} mixed requests: one batch {median(together):.2f} s, "
                 f"one after another {median(apart):.2f} s, **{times(together, apart):.1f} times** as fast together."
             )
+
+
+def _measured(shape: Found) -> Iterator[tuple[str, Found]]:
+    """Yield what was measured of a shape, a machine after another."""
+    for family, machines in shape.get("families", {}).items():
+        yield from ((family, measured) for measured in machines.values())
 
 
 def _rows(measured: Found) -> Iterator[str]:
@@ -74,9 +80,9 @@ def bars(found: Found) -> str:
     """Draw codes/s as bars, a group for every shape, family and number of pictures."""
     parts, y = list[str](), 0
     for name, shape in found.items():
-        for family, measured in shape.get("families", {}).items():
+        for family, measured in _measured(shape):
             for count in measured["samplers"][0]["pictures"]:
-                title = f"{name} {family}, pictures at once: {count}, codes/s"
+                title = f"{name} {family}, pictures at once: {count}, codes/s; {measured['machine']['Processor']}"
                 parts.append(f'<text class="title" x="0" y="{y + LINE}">{escape(title)}</text>')
                 y += LINE + 6
                 rates = {_label(each): each["pictures"][count]["tokens_per_s"] for each in measured["samplers"]}

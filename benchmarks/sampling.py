@@ -4,7 +4,7 @@
     python benchmarks/sampling.py --quick --out /tmp/sampling.json
 
 Runs are interleaved: a round runs every sampler once, the figures are medians over rounds of whole pictures, prompt
-included and pixels not. Results are kept by shape and family in a JSON file; what is not run stays as it was measured.
+included and pixels not. Results are kept by shape, family and machine in a JSON file; what is not run stays as it was.
 """
 
 import argparse
@@ -194,10 +194,12 @@ def runs_here(variant: Variant, device: str, *, quick: bool) -> bool:
 
 def measured_on(shape: Shape, bandwidth: float) -> dict[str, Any]:
     """Return what stands beside every figure."""
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude", "*"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    git = ["git", "-C", str(HERE)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    code = [*git, "diff", "--quiet", "HEAD", "--", ":(top)*.py", ":(top)*.c"]
+    dirty = "-dirty" * (subprocess.run(code, capture_output=True, check=False).returncode == 1)
     return {
-        "date": datetime.now(UTC).date().isoformat(), "commit": commit or "unknown", "machine": facts(),
+        "date": datetime.now(UTC).date().isoformat(), "commit": commit.strip() + dirty or "unknown", "machine": facts(),
         "torch": torch.__version__, "transformers": version("transformers"), "threads": torch.get_num_threads(),
         "device": shape.device, "bandwidth_gb_s": bandwidth / 1e9,
     }  # fmt: skip
@@ -228,6 +230,12 @@ def settings(threads: int) -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
+
+
+def machine_of(measured: dict[str, Any]) -> str:
+    """Name what a figure belongs to."""
+    machine = measured["machine"]
+    return str(machine["Accelerator"] if measured["device"] == "cuda" else machine["Processor"])
 
 
 def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -277,7 +285,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for family in options.families:
                 print(f"{name} {family}", file=sys.stderr)
                 with tempfile.TemporaryDirectory() as folder:
-                    families[family] = {**beside, **measure(FAMILIES[family], Path(folder), asked)}
+                    measured = {**beside, **measure(FAMILIES[family], Path(folder), asked)}
+                families.setdefault(family, {})[machine_of(measured)] = measured
                 options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     found = {name: found[name] for name in SHAPES if name in found}
     options.out.with_suffix(".svg").write_text(bars(found), encoding="utf-8")

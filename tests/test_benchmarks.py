@@ -41,13 +41,14 @@ def written(programs: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def toy(written: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((written / "sampling.json").read_text())["toy"]
-    return found
+    """Return what was measured on this machine by family."""
+    found = json.loads((written / "sampling.json").read_text())["toy"]
+    return {family: next(iter(machines.values())) for family, machines in found["families"].items()}
 
 
 @pytest.mark.parametrize("family", ["janus", "emu3"])
 def test_all_take_part_and_draw_the_same(toy: dict[str, Any], programs: dict[str, ModuleType], family: str) -> None:
-    samplers = toy["families"][family]["samplers"]
+    samplers = toy[family]["samplers"]
     variants = {("anymodal", variant.name) for variant in programs["ours"].VARIANTS if not variant.compiles}
     peers = {
         (name, precision) for name in programs["peers"].FAMILIES[family].peers for precision in ("float32", "bfloat16")
@@ -63,11 +64,11 @@ def test_all_take_part_and_draw_the_same(toy: dict[str, Any], programs: dict[str
 
 
 def test_distances_and_mixed_requests(toy: dict[str, Any], programs: dict[str, ModuleType]) -> None:
-    kl = {(each["name"], each["precision"]): each["kl"] for each in toy["families"]["janus"]["samplers"]}
+    kl = {(each["name"], each["precision"]): each["kl"] for each in toy["janus"]["samplers"]}
     assert kl.pop(("transformers", "float32")) is None
     assert 0 <= kl["anymodal", "float32"] < 1e-7 < kl["transformers", "bfloat16"] < 1e-2
     assert all(value < 1e-1 for value in kl.values())
-    mixed = toy["families"]["janus"]["mixed"]
+    mixed = toy["janus"]["mixed"]
     assert [each["precision"] for each in mixed] == [
         variant.name for variant in programs["ours"].VARIANTS if not variant.compiles
     ]
@@ -79,11 +80,11 @@ def test_figures_stand_beside_what_they_were_measured_on(toy: dict[str, Any], wr
     readme = (written / "README.md").read_text()
     assert readme.startswith("before\n<!-- sampling:begin -->\n\n**toy**, Janus of")
     assert readme.endswith("<!-- sampling:end -->\nbehind\n")
-    for family in toy["families"].values():
+    for family in toy.values():
         for fact in (family["date"], family["commit"], family["torch"], family["machine"]["Processor"]):
             assert fact in readme
     assert "| anymodal float32 |" in readme
-    bars = sum(len(each["pictures"]) for family in toy["families"].values() for each in family["samplers"])
+    bars = sum(len(each["pictures"]) for family in toy.values() for each in family["samplers"])
     assert (written / "sampling.svg").read_text().count("<rect") == bars
 
 
@@ -92,14 +93,19 @@ def test_what_cannot_run_says_so_and_what_was_measured_stays(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     out = tmp_path / "sampling.json"
-    long_ago = {"families": {name: {**family, "date": "long ago"} for name, family in toy["families"].items()}}
+    here = programs["sampling"].machine_of(toy["janus"])
+    old = {name: {"elsewhere": {**family, "date": "long ago"}} for name, family in toy.items()}
+    long_ago = {"families": old}
     out.write_text(json.dumps({"toy": long_ago, "1b": long_ago}))
     programs["sampling"].main(["--shapes", "1b", "7b", "--out", str(out)])
     assert json.loads(out.read_text()) == {"toy": long_ago, "1b": long_ago, "7b": {"not_measured": "no CUDA device"}}
     assert "**7b**: not measured (no CUDA device)." in capsys.readouterr().out
     programs["sampling"].main(["--quick", "--families", "janus", "--out", str(out)])
-    dates = {name: family["date"] for name, family in json.loads(out.read_text())["toy"]["families"].items()}
-    assert dates == {"janus": toy["families"]["janus"]["date"], "emu3": "long ago"}
+    families = json.loads(out.read_text())["toy"]["families"]
+    dates = {name: {machine: each["date"] for machine, each in family.items()} for name, family in families.items()}
+    assert dates == {
+        "janus": {"elsewhere": "long ago", here: toy["janus"]["date"]}, "emu3": {"elsewhere": "long ago"},
+    }  # fmt: skip
 
 
 def test_mistakes_are_named(programs: dict[str, ModuleType], tmp_path: Path, capsys: Any) -> None:

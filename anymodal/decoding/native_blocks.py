@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from anymodal.decoding.native import KEPT, KINDS, load_kernel, room_of
 from anymodal.model.cache import CacheStep
-from anymodal.model.transformer import Block, HeadNorm, Transformer, rotary_table
+from anymodal.model.elementwise import rotary_table
+from anymodal.model.transformer import Block, HeadNorm, Transformer
 
 NATIVE_ROWS = 64
 """Up to this many rows the native kernel was measured to be no slower than torch."""

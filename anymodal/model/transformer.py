@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anymodal.model import varlen
 from anymodal.model.cache import CacheStep
 from anymodal.model.config import TransformerConfig
+from anymodal.model.elementwise import rms_normalised, rotary_table, rotate
 from anymodal.tokens.batch import moved
 
 SHORT = 32  # tokens; among shorter documents one call of attention costs less than several
@@ -218,8 +219,8 @@ class Block(nn.Module):
         if self.swin:
             x = x + self.dropout(self.attention_norm(self.attention(x, rotary, context)))
             return x + self.dropout(self.feed_forward_norm(self.feed_forward(x)))
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, context))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = x + self.dropout(self.attention(_normalised(self.attention_norm, x), rotary, context))
+        return x + self.dropout(self.feed_forward(_normalised(self.feed_forward_norm, x)))
 
 
 Through = Callable[[Block, Tensor, Tensor, Segments | CacheStep | None], Tensor]
@@ -270,20 +271,6 @@ class Transformer(nn.Module):
         return self.norm(x)
 
 
-def rotary_table(positions: Int[Tensor, "b n"], head_dim: int, theta: float) -> Float[Tensor, "2 b n r"]:
-    """Return cosines and sines of the rotary angles (arXiv:2104.09864, equation 15), in float32 or wider."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64) / head_dim
-    angles = positions[..., None].double() * theta**-exponents
-    return torch.stack((angles.cos(), angles.sin()))
-
-
-def rotate(x: Float[Tensor, "b n heads k"], rotary: Float[Tensor, "2 b n 1 r"]) -> Float[Tensor, "b n heads k"]:
-    """Rotate the halves of every head against each other (the layout of transformers' Llama), in the angles' type."""
-    cos, sin = rotary.unbind(0)
-    first, second = x.to(rotary.dtype).chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-
-
 def _trains_in_bfloat16(q: Tensor) -> bool:
     return q.is_cpu and q.dtype is torch.bfloat16 and q.requires_grad and q.shape[2] < LONG
 
@@ -303,9 +290,9 @@ def _mixed_by_products(
     return rearrange(mixed.view(rows, heads, count, width), "b heads n k -> b n (heads k)")
 
 
-def _normalised(norm: nn.Module, x: Float[Tensor, "b n heads k"]) -> Float[Tensor, "b n heads k"]:
-    """Normalise heads; RMSNorm in the type of its weight, without which torch takes a slower way (autocast)."""
-    return norm(x.to(norm.weight.dtype)).to(x.dtype) if isinstance(norm, nn.RMSNorm) else norm(x)
+def _normalised(norm: nn.Module, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+    """Normalise what a product reads."""
+    return rms_normalised(norm, x) if isinstance(norm, nn.RMSNorm) else norm(x)
 
 
 def _qk_norm(config: TransformerConfig, num_heads: int) -> nn.Module:

@@ -167,7 +167,7 @@ def test_activations_are_what_the_recipes_count(qk_norm: Any, kv_heads: int) -> 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu"):
             transformer(x, torch.arange(length)[None], segments)
         sizes.append(sum(kept.values()))
-    counted = (32 + 8 * (qk_norm == "layer")) * 256 + 8 * 704 + 4 * kv_heads * config.head_dim
+    counted = (16 + 8 * (qk_norm == "layer")) * 256 + 8 * 704 + 4 * kv_heads * config.head_dim
     assert (sizes[1] - sizes[0]) / length == pytest.approx(counted, rel=0.06)
 
 

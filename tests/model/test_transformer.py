@@ -10,7 +10,8 @@ from torch import Tensor
 from anymodal.model import transformer
 from anymodal.model.cache import CacheStep, KVCache
 from anymodal.model.config import TransformerConfig
-from anymodal.model.transformer import Segments, Transformer, rotary_table, rotate
+from anymodal.model.elementwise import rotary_table, rotate
+from anymodal.model.transformer import Segments, Transformer
 
 TINY: dict[str, Any] = {"dim": 32, "depth": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "hidden_dim": 48}
 NAMES = {
