@@ -18,14 +18,18 @@ from anymodal.data.opening import Part
 from anymodal.data.order import Order, Slot, Source
 from anymodal.data.packing import pack
 from anymodal.data.pictures import fit_of, scaled, to_planes
-from anymodal.data.samples import CODES, Reading, UnfitSample, document_of, rgb_of
+from anymodal.data.samples import CODES, PICTURES, Reading, UnfitSample, document_of, rgb_of
 from anymodal.learning.config import StageConfig
+from anymodal.learning.distributed import count_over_ranks, is_first
 from anymodal.learning.loading import WorkerLoader
 from anymodal.tokens.batch import Batch
 from anymodal.tokens.document import Document, DocumentEncoder, TokenSequence
 from anymodal.tokens.vocabulary import Vocabulary
 
 PICTURE_FIT = fit_of("crop")
+TOO_LONG = "more tokens than stage.seq_len"
+EMPTY_STEPS = 8
+"""So many steps in a row without a sample that could be read, and a run ends."""
 
 
 class Skipped(Counter[str]):
@@ -44,6 +48,10 @@ def order_of(shares: Mapping[str, float], parts: Sequence[Part], order: Mapping[
     )
 
 
+class NothingReadError(ValueError):
+    """No sample of this process's share of a step could be read."""
+
+
 class StepBatches(Dataset[Any]):
     """Batches by step number; `skipped` counts what was left out of them, `rank` says whose share they are."""
 
@@ -54,6 +62,10 @@ class StepBatches(Dataset[Any]):
     def __len__(self) -> int:
         """Return the number of steps."""
         return self.steps
+
+    def blank(self) -> Any:
+        """Return what a step learns nothing from, where none of its samples could be read; None ends the run."""
+        return None
 
 
 class DocumentBatches(StepBatches):
@@ -87,11 +99,21 @@ class DocumentBatches(StepBatches):
         """Return the batch of a step."""
         # all are read before the first is encoded: each kind of work stays in the processor's caches
         documents = [document for slot in self.slots(step) if (document := self._document(slot)) is not None]
-        if not documents:
-            raise ValueError(f"no sample of step {step} could be read ({dict(self.skipped)}); check the shards.")
         sequences = [self.encoder.encode(document) for document in documents]
+        fitting = [sequence for sequence in sequences if sequence.ids.numel() <= self.stage.seq_len]
+        self.skipped[TOO_LONG] += len(sequences) - len(fitting)
+        if not fitting:
+            raise NothingReadError(f"no sample of step {step} could be read ({dict(+self.skipped)}); check the shards.")
         if self.stage.label_prompt:
-            sequences = [with_labelled_prompts(sequence, self.encoder.vocabulary) for sequence in sequences]
+            fitting = [with_labelled_prompts(sequence, self.encoder.vocabulary) for sequence in fitting]
+        return self._packed(fitting)
+
+    def blank(self) -> Batch:
+        """Return a batch of one token that is no target."""
+        pad = self.encoder.vocabulary.special("pad")
+        return self._packed([TokenSequence(torch.tensor([pad]), torch.tensor([False]), ())])
+
+    def _packed(self, sequences: Sequence[TokenSequence]) -> Batch:
         return pack(
             sequences,
             seq_len=self.stage.seq_len,
@@ -148,7 +170,10 @@ class PictureBatches(StepBatches):
 
 @dataclass(frozen=True)
 class Delivery:
-    """A batch on its way from a worker, with what was skipped for it, or the user's mistake that stands in its way."""
+    """A batch on its way from a worker, with what was skipped for it, or the user's mistake that stands in its way.
+
+    A batch beside a mistake is one without targets, which a step may have, but not many steps in a row.
+    """
 
     batch: Any
     skipped: Skipped
@@ -167,9 +192,11 @@ class Deliveries(Dataset[Delivery]):
         self.dataset.skipped.clear()
         try:
             batch, mistake = self.dataset[step], None
+        except NothingReadError as error:
+            batch, mistake = self.dataset.blank(), str(error)
         except ValueError as error:
             batch, mistake = None, str(error)
-        return Delivery(batch=batch, skipped=Skipped(self.dataset.skipped), mistake=mistake)
+        return Delivery(batch=batch, skipped=Skipped(+self.dataset.skipped), mistake=mistake)
 
 
 class StepSampler(Sampler[int]):
@@ -202,6 +229,16 @@ class StepData(pl.LightningDataModule):
         self.train, self.held_out = train, held_out
         self.num_workers, self.worker_timeout_s = num_workers, worker_timeout_s
         self.skipped = Skipped()
+        self._empty = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: what all processes have skipped; every process must call it."""
+        return {"skipped": dict(count_over_ranks(self.skipped))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting in the first process."""
+        if is_first():
+            self.skipped = Skipped(state_dict["skipped"])
 
     def setup(self, stage: str) -> None:
         """Take this process's share of every batch."""
@@ -218,7 +255,8 @@ class StepData(pl.LightningDataModule):
         """
         if not isinstance(batch, Delivery):
             return batch
-        if batch.mistake is not None:
+        self._empty = self._empty + 1 if batch.mistake is not None else 0
+        if batch.mistake is not None and (batch.batch is None or self._empty == min(EMPTY_STEPS, len(self.train))):
             raise ValueError(batch.mistake)
         if self.trainer is None or self.trainer.training:
             self.skipped.update(batch.skipped)
@@ -249,11 +287,14 @@ def check_codes(index: ShardIndex, reading: Reading) -> None:
     Raises:
         ValueError: they carry none, or those of another tokenizer; both fingerprints are named.
     """
-    found = {match[1] for names in index.extensions for name in names if (match := CODES.fullmatch(name))}
-    if found != {reading.fingerprint}:
-        named = f"codes of {', '.join(sorted(found))}" if found else "no codes"
+    found = [{match[1] for name in names if (match := CODES.fullmatch(name))} for names in index.extensions]
+    pictured = [any(name.rpartition(".")[2] in PICTURES for name in names) for names in index.extensions]
+    for shard, codes, pictures in zip(index.shards, found, pictured, strict=True):
+        if reading.fingerprint in codes or (not codes and not pictures and any(found)):
+            continue
+        named = f"codes of {', '.join(sorted(codes))}" if codes else "no codes"
         raise ValueError(
-            f"the shards carry {named}, the image tokenizer is {reading.fingerprint}; "
+            f"the shards must carry codes of the image tokenizer, {reading.fingerprint}, and {shard} carries {named}; "
             "write their codes with `anymodal tokenizers codes` and train on the shards that it makes."
         )
 

@@ -80,7 +80,7 @@ class Speed(pl.Callback):
     def __init__(self) -> None:
         """Start the clocks."""
         self._last_end = time.perf_counter()
-        self._waited = self._total = self._flops = 0.0
+        self._before = self._total = self._flops = 0.0
         self._tokens = 0
         self._cost: StepFlops | None = None
         self._peak = 0.0
@@ -90,17 +90,11 @@ class Speed(pl.Callback):
         if isinstance(pl_module, UnifiedObjective):
             dtype = torch.bfloat16 if str(trainer.precision).startswith("bf16") else torch.float32
             self._cost, self._peak = StepFlops.of(pl_module.model), peak_flops(pl_module.device, dtype)
-        self._last_end = time.perf_counter()
+        self._last_end, self._before = time.perf_counter(), _waited(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the validation out."""
         self._last_end = time.perf_counter()
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Take the time that the batch took to come."""
-        self._waited += time.perf_counter() - self._last_end
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -116,13 +110,19 @@ class Speed(pl.Callback):
         if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0 and self._total > 0:
             unit = "tokens_per_second" if counts_tokens else "pictures_per_second"
             shown = {unit: self._tokens * trainer.world_size / self._total}
-            shown["data_wait_share"] = self._waited / self._total
+            waited = _waited(trainer)
+            shown["data_wait_share"], self._before = (waited - self._before) / self._total, waited
             if self._cost is not None:
                 shown["mfu"] = self._flops / self._total / self._peak
             for name, value in shown.items():  # Lightning reads what a bar shows in every step: it stays on the host
                 pl_module.log(name, torch.tensor(value), prog_bar=True)
-            self._waited = self._total = self._flops = 0.0
+            self._total = self._flops = 0.0
             self._tokens = 0
+
+
+def _waited(trainer: pl.Trainer) -> float:
+    """Return the seconds that training has waited for its loader."""
+    return float(getattr(trainer.train_dataloader, "waited_s", 0.0))
 
 
 class Gauges(pl.Callback):

@@ -15,7 +15,7 @@ from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunC
 from anymodal.learning.distributed import is_first, sum_over_ranks
 from anymodal.learning.guard import clip_or_skip
 from anymodal.learning.objective import Objective
-from anymodal.learning.optimizer import rate_at
+from anymodal.learning.optimizer import Schedule, rate_at
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.quantizer import flatten_grid
 
@@ -122,8 +122,8 @@ class ImageTokenizerObjective(Objective):
             return rate_at(max(self.global_step, self.losses.adversarial_start), config, self.run.steps)
 
         schedules = [
-            torch.optim.lr_scheduler.LambdaLR(generator, lambda step: rate_at(step, config, self.run.steps)),
-            torch.optim.lr_scheduler.LambdaLR(critic, rate),  # it counts fewer steps
+            Schedule(generator, lambda step: rate_at(step, config, self.run.steps)),
+            Schedule(critic, rate),  # it counts fewer steps
         ]
         result: OptimizerLRScheduler = ([generator, critic], schedules)
         return result

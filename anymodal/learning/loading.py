@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -28,6 +29,7 @@ class WorkerLoader(DataLoader[Any]):
             worker_init_fn=_leave_signals_alone,
         )
         self.timeout_s = timeout_s
+        self.waited_s = 0.0  # for items, since this loader was made
         self._workers: list[Any] = []
 
     def __iter__(self) -> Any:
@@ -44,6 +46,7 @@ class WorkerLoader(DataLoader[Any]):
             watch.daemon = True
             if self._workers and self.timeout_s:
                 watch.start()
+            began = time.perf_counter()
             try:
                 item = next(items)
             except StopIteration:
@@ -58,6 +61,7 @@ class WorkerLoader(DataLoader[Any]):
                 raise
             finally:
                 watch.cancel()
+                self.waited_s += time.perf_counter() - began
             yield item
 
     def _get_iterator(self) -> Any:

@@ -15,7 +15,7 @@ from anymodal.learning.code_noise import with_code_noise
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
 from anymodal.learning.distributed import gather_into, sharded, sum_over_ranks
 from anymodal.learning.guard import BadSteps, clip_or_skip
-from anymodal.learning.optimizer import Trained, build_optimizer, rate_at, trainable
+from anymodal.learning.optimizer import Schedule, Trained, build_optimizer, rate_at, trainable
 from anymodal.learning.passing import through_of
 from anymodal.learning.stages import trained_of
 from anymodal.model.loss import TokenLoss
@@ -35,9 +35,7 @@ class Objective(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and its schedule over steps."""
         optimizer = build_optimizer(self.trained(), self.optimizer_config)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: rate_at(step, self.optimizer_config, self.run.steps)
-        )
+        scheduler = Schedule(optimizer, lambda step: rate_at(step, self.optimizer_config, self.run.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def trained(self) -> list[Trained]:
@@ -110,7 +108,7 @@ class UnifiedObjective(Objective):
             batch,
             self.code_of,
             device=device,
-            accumulate=self.run.accumulate if self.training else 1,
+            accumulate=self.run.accumulate,
             exactly=self.whole is not None,
             noise=self.training and self.stage.code_noise > 0,
         )
@@ -149,8 +147,10 @@ class UnifiedObjective(Objective):
 
     def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Log the losses of a held-out batch."""
-        losses = self.model(batch.pieces[0], self.stage.z_loss, batch.layouts[0]).losses
-        self._log_losses("held_out", losses, self._target_counts(batch))
+        pieces = zip(batch.pieces, batch.layouts, strict=True)
+        nothing = dict.fromkeys(("text", "image"), TokenLoss.none(self.device))  # all processes log the same
+        sums = [self.model(piece, self.stage.z_loss, layout).losses or nothing for piece, layout in pieces]
+        self._log_losses("held_out", add_up(sums), self._target_counts(batch))
 
     def _target_counts(self, batch: StepBatch) -> dict[str, Tensor]:
         """Return the targets of each modality on all ranks."""

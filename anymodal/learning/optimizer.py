@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from anymodal.learning.config import OptimizerConfig
 
@@ -169,6 +170,29 @@ def _kind(trained: Trained, config: OptimizerConfig) -> str:
     if config.name == "muon" and trained.parameter.ndim == 2 and "blocks." in trained.name:
         return "matrices"
     return "decayed"
+
+
+class Schedule(LambdaLR):
+    """Rates over steps; what a run is configured with holds, and not what the checkpoint that it goes on from had."""
+
+    def __init__(self, optimizer: Optimizer, rate: Callable[[int], float]) -> None:
+        """Multiply the rate of every group by `rate(step)`."""
+        self._options = [{name: each[name] for name in each if name != "params"} for each in optimizer.param_groups]
+        super().__init__(optimizer, rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {name: value for name, value in super().state_dict().items() if name != "_options"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the step of a checkpoint; the optimizer has read its own state of it before."""
+        before = state_dict["base_lrs"]
+        super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
+        factors = [now / old if old else 0.0 for now, old in zip(self.base_lrs, before, strict=True)]
+        self._last_lr = [rate * factor for rate, factor in zip(self._last_lr, factors, strict=True)]
+        groups = zip(self.optimizer.param_groups, self._options, self.base_lrs, self._last_lr, strict=True)
+        for group, options, base, rate in groups:
+            group.update({**options, "initial_lr": base, "lr": rate})
 
 
 def rate_at(step: int, config: OptimizerConfig, steps: int) -> float:

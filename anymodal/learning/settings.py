@@ -14,7 +14,9 @@ from anymodal.learning.distributed import is_first
 log = logging.getLogger(__name__)
 
 NAME = "run.yaml"
-FIRM = ("parts", "stage.trains", "optimizer.name", "losses.adversarial_weight", "run.strategy")  # shape checkpoints
+FIRM = (
+    *("parts", "stage.trains", "stage.rates", "optimizer.name", "losses.adversarial_weight", "run.strategy"),
+)  # what shapes checkpoints
 FREE = (
     *("run.steps", "run.log_every", "run.sample_every", "run.checkpoint_every", "run.devices", "run.accumulate"),
     *("run.checkpoint_activations", "run.compile"),

@@ -27,6 +27,12 @@ class TokenLoss:
     correct: Int[Tensor, ""]
     max_logit: Float[Tensor, ""]
 
+    @classmethod
+    def none(cls, device: torch.device) -> "TokenLoss":
+        """Return the loss of no targets."""
+        zero, count = torch.zeros((), device=device), torch.zeros((), dtype=torch.long, device=device)
+        return cls(total=zero, nats=zero, count=count, correct=count, max_logit=zero - torch.inf)
+
     @property
     def mean(self) -> Float[Tensor, ""]:
         """What is minimised, a target; zero where there is none."""

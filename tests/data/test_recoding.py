@@ -180,7 +180,7 @@ def test_batches_are_the_same_with_records(toy: Any, shards: Path, tmp_path: Pat
         left, right = one[step], other[step]
         for name in ("ids", "targets", "positions", "documents", "look_pixels", "look_index"):
             assert getattr(left, name).equal(getattr(right, name)), name
-    with pytest.raises(ValueError, match="carry no codes"):
+    with pytest.raises(ValueError, match="carries no codes"):
         check_codes(ShardIndex.open(str(shards)), reading)
 
 

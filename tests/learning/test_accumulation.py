@@ -66,6 +66,21 @@ def test_pieces_have_the_gradient_of_the_whole(accumulate: int) -> None:
     assert said_of_pieces == pytest.approx(said, abs=1e-6)
 
 
+def test_held_out_batches_are_read_in_pieces_too() -> None:
+    def held_out(accumulate: int) -> tuple[dict[str, float], list[int]]:
+        objective, logged, read = make(accumulate).eval(), dict[str, float](), list[int]()
+        objective.log = lambda name, value, **_: logged.update({name: float(value)})  # type: ignore[method-assign]
+        objective.model.register_forward_pre_hook(lambda _, given: read.append(len(given[0].ids)))
+        with torch.no_grad():
+            objective.validation_step(ready(objective, rows(0, NUM_ROWS)), 0)
+        return logged, read
+
+    (whole, all_rows), (pieces, few_rows) = held_out(1), held_out(3)
+    assert pieces == pytest.approx(whole, abs=1e-6)
+    assert {"held_out_loss", "held_out_text_loss", "held_out_image_loss"} <= set(whole)
+    assert (all_rows, few_rows) == ([NUM_ROWS], [NUM_ROWS // 3] * 3)
+
+
 def test_pieces_that_no_row_is_left_for_change_nothing() -> None:
     objective, spread = make(), make(NUM_ROWS + 3)
     spread.whole = spread.model  # as if its weights were spread over processes

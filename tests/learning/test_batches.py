@@ -14,7 +14,18 @@ from anymodal.data.index import BadSample, ShardIndex
 from anymodal.data.opening import Part
 from anymodal.data.samples import Reading, pixels_of
 from anymodal.data.shards import Sample, write_shards
-from anymodal.learning.batches import Deliveries, DocumentBatches, PictureBatches, StepData, StepSampler, check_codes
+from anymodal.learning.batches import (
+    EMPTY_STEPS,
+    TOO_LONG,
+    Deliveries,
+    Delivery,
+    DocumentBatches,
+    PictureBatches,
+    Skipped,
+    StepData,
+    StepSampler,
+    check_codes,
+)
 from anymodal.learning.config import StageConfig
 from anymodal.tokens.batch import IGNORE
 
@@ -114,9 +125,48 @@ def test_a_bad_sample_leaves_its_slot_empty(toy: Any, monkeypatch: pytest.Monkey
     again = Deliveries(batches)[2]
     assert again.skipped == less.skipped, "counts are of one batch"
     monkeypatch.setattr(ShardIndex, "read", lambda *_: (_ for _ in ()).throw(BadSample("cut", "a.tar", "k", 0)))
-    mistake = Deliveries(batches)[2].mistake
-    assert mistake is not None
-    assert "no sample of step 2 could be read ({'cut': 6})" in mistake
+    none = Deliveries(batches)[2]
+    assert none.mistake is not None
+    assert "no sample of step 2 could be read ({'cut': 6})" in none.mistake
+    assert none.skipped == {"cut": 6}
+    assert (none.batch.targets == IGNORE).all()
+
+
+def test_a_step_may_be_empty_but_not_many_in_a_row(toy: Any) -> None:
+    data, batches = StepData(make(toy, steps=2 * EMPTY_STEPS), None, num_workers=0), make(toy)
+    empty, full = Delivery(batches.blank(), Skipped(cut=6), "nothing read"), Delivery(batches[0], Skipped())
+    for _ in range(3):
+        for _ in range(EMPTY_STEPS - 1):
+            assert data.on_before_batch_transfer(empty, 0) is empty.batch
+        assert data.on_before_batch_transfer(full, 0) is full.batch
+    assert data.skipped == {"cut": 3 * 6 * (EMPTY_STEPS - 1)}
+    for _ in range(EMPTY_STEPS - 1):
+        data.on_before_batch_transfer(empty, 0)
+    with pytest.raises(ValueError, match="nothing read"):
+        data.on_before_batch_transfer(empty, 0)
+
+
+def test_what_was_skipped_is_counted_over_a_resume(toy: Any) -> None:
+    data, resumed = (StepData(make(toy), None, num_workers=0) for _ in range(2))
+    data.skipped.update({"cut": 2})
+    resumed.load_state_dict(data.state_dict())
+    resumed.skipped.update({"cut": 1})
+    assert resumed.skipped == {"cut": 3}
+
+
+def test_a_document_longer_than_a_row_is_skipped_and_counted(toy: Any) -> None:
+    whole, short = make(toy), make(toy)
+    documents = whole[0].documents
+    assert documents is not None
+    lengths = sorted(
+        int(count) for number, count in zip(*documents.unique(return_counts=True), strict=True) if number >= 0
+    )
+    assert lengths[0] < lengths[-1]
+    short.stage = replace(short.stage, seq_len=lengths[-1] - 1)
+    delivery = Deliveries(short)[0]
+    assert delivery.mistake is None
+    assert delivery.skipped == {TOO_LONG: lengths.count(lengths[-1])}
+    assert delivery.batch.num_tokens == sum(length for length in lengths if length < lengths[-1])
 
 
 def test_counts_and_mistakes_reach_the_training_process(toy: Any, tmp_path: Path) -> None:
@@ -130,10 +180,8 @@ def test_counts_and_mistakes_reach_the_training_process(toy: Any, tmp_path: Path
     assert len(batches) == 2
     assert set(data.skipped) == {"no codes", "no question"}
     assert data.val_dataloader() == []
-    long = make(toy)
-    long.stage = replace(long.stage, seq_len=8)
-    with pytest.raises(ValueError, match="^a document has"):
-        data.on_before_batch_transfer(Deliveries(long)[0], 0)
+    with pytest.raises(ValueError, match="^it must hold"):
+        data.on_before_batch_transfer(Delivery(None, Skipped(), "it must hold"), 0)
     assert data.on_before_batch_transfer("as it is", 0) == "as it is"
 
 
@@ -161,11 +209,18 @@ def test_prompts_are_targets_where_the_stage_says_so(toy: Any) -> None:
     assert set(following[silent].tolist()) == {special("boi"), special("look"), special("eoi")}
 
 
-def test_codes_are_checked_in_every_shard(toy: Any) -> None:
+def test_codes_are_checked_in_every_shard(toy: Any, tmp_path: Path) -> None:
     index = ShardIndex.open(toy.coded)
     reading = make(toy).reading
     check_codes(index, reading)
-    with pytest.raises(ValueError, match=f"carry codes of {reading.fingerprint}, the image tokenizer is f00d"):
+    with pytest.raises(ValueError, match=f"tokenizer, f00d, and .* carries codes of {reading.fingerprint}"):
         check_codes(index, replace(reading, fingerprint="f00d"))
-    with pytest.raises(ValueError, match="carry no codes.*anymodal tokenizers codes"):
+    with pytest.raises(ValueError, match="carries no codes.*anymodal tokenizers codes"):
         check_codes(ShardIndex.open(toy.plain), reading)
+    mixed = [toy.coded, toy.plain]
+    with pytest.raises(ValueError, match=f"{toy.plain}.* carries no codes"):
+        check_codes(ShardIndex.open(mixed), reading)
+    write_shards([Sample("0", {"txt": b"a dog"})], f"{tmp_path}/%06d.tar")
+    check_codes(ShardIndex.open([toy.coded, str(tmp_path)]), reading)
+    with pytest.raises(ValueError, match="carries no codes"):
+        check_codes(ShardIndex.open(str(tmp_path)), reading)

@@ -66,12 +66,12 @@ def test_speed_leaves_validation_out(monkeypatch: pytest.MonkeyPatch) -> None:
     module.log = lambda name, value, **_: logged.update({name: value})  # type: ignore[method-assign]
     speed, batch = Speed(), torch.zeros(6, 3)
     clock[0] = 100.0
-    speed.on_train_start(trainer_at(0), module)
+    loader = Mock(waited_s=7.0)
+    speed.on_train_start(trainer_at(0, train_dataloader=loader), module)
     for step, (waited, computed) in enumerate([(1.0, 3.0), (0.0, 4.0)], start=1):
-        trainer = trainer_at(step, log_every_n_steps=2)
-        clock[0] += waited
-        speed.on_train_batch_start(trainer, module, batch, 0)
-        clock[0] += computed
+        loader.waited_s += waited
+        trainer = trainer_at(step, log_every_n_steps=2, train_dataloader=loader)
+        clock[0] += waited + computed  # what is saved between two steps is no wait
         speed.on_train_batch_end(trainer, module, None, batch, 0)
         clock[0] += 50.0
         speed.on_validation_end(trainer, module)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from anymodal.learning.batches import StepBatches, StepData
-from anymodal.learning.config import RunConfig
+from anymodal.learning.config import OptimizerConfig, RunConfig
 from anymodal.learning.fitting import fit, precision_of
+from anymodal.learning.objective import Objective
 
 
 class Numbers(StepBatches):
@@ -68,6 +69,29 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(tmp_path: Path) -> None:
         "step-00000005.ckpt",
         "step-00000008.ckpt",
     ]
+
+
+def test_a_run_goes_on_with_the_rate_that_it_is_given(tmp_path: Path) -> None:
+    class Rated(Objective):
+        def __init__(self, rate: float, steps: int) -> None:
+            options = OptimizerConfig(learning_rate=rate, weight_decay=rate, warmup_steps=0, schedule="constant")
+            super().__init__(options, RunConfig(steps=steps))
+            self.weight, self.rates = nn.Parameter(torch.zeros(2, 2)), list[tuple[float, float]]()
+
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            group = self.trainer.optimizers[0].param_groups[0]
+            self.rates.append((group["lr"], group["weight_decay"]))
+            return (self.weight * batch[0]).sum()
+
+    def rates(rate: float, steps: int) -> list[tuple[float, float]]:
+        module = Rated(rate, steps)
+        run = RunConfig(steps=steps, precision="float32", validate_every=0)
+        assert fit(module, StepData(Numbers(steps), None, 0), run=run, out=tmp_path) == 0
+        return module.rates
+
+    assert rates(0.1, 2) == [(0.1, 0.1)] * 2
+    assert rates(0.1, 4) == [(0.1, 0.1)] * 2
+    assert rates(0.02, 6) == [pytest.approx((0.02, 0.02))] * 2
 
 
 def test_a_complete_run_does_nothing_more(tmp_path: Path) -> None:
