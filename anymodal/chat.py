@@ -32,6 +32,7 @@ class Chat:
             ValueError: the conversation does not fit the context; it stays as it was.
         """
         before = list(self.turns)
+        ticket: Ticket | None = None
         try:
             ticket = self._ask(parts, options)
             while not ticket.done:
@@ -40,6 +41,8 @@ class Chat:
                 raise ticket.error
         except BaseException:
             self.turns = before
+            if ticket is not None:
+                self.engine.cancel(ticket)
             raise
         self._remember(ticket)
         return self.prompter.parts_of(ticket.ids)

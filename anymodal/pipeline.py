@@ -212,7 +212,7 @@ class Pipeline:
                 f"there must be one picture a question, got {len(images)} pictures and {len(questions)} questions."
             )
         sampling = changed(self.generation.text, Options(temperature=temperature, top_k=top_k, top_p=top_p))
-        budget = max_new_tokens or self.generation.max_new_tokens
+        budget = self.prompter.budget(max_new_tokens)
         requests = [
             self.prompter.text_request(self.prompter.resolve([Look(picture), text]), sampling, budget, seed)
             for picture, text in zip(images, questions, strict=True)

@@ -60,7 +60,7 @@ class Prompter:
         want, seed = options.get("want", "any"), options.get("seed", 0)
         if want not in get_args(Want):
             raise ValueError(f"want must be one of {', '.join(get_args(Want))}, got {want!r}.")
-        budget = options.get("max_new_tokens") or self.generation.max_new_tokens
+        budget = self.budget(options.get("max_new_tokens"))
         resolved = self.resolve(document)
         if want == "text":
             return self.text_request(resolved, writing, budget, seed)
@@ -86,6 +86,17 @@ class Prompter:
             image=sampling,
             seed=seed,
         )
+
+    def budget(self, max_new_tokens: int | None) -> int:
+        """Return the most ids of text, the folder's where none is given.
+
+        Raises:
+            ValueError: it is below 1.
+        """
+        found = self.generation.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if found < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {found}; leave it out for the model's own.")
+        return found
 
     def text_request(self, document: Document, sampling: SamplingConfig, max_new_tokens: int, seed: int) -> Request:
         """Ask for text."""

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from anymodal.decoding.engine import Engine
-from anymodal.decoding.request import Ticket
+from anymodal.decoding.request import Request, Ticket
 from anymodal.prompting import Prompter
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -57,7 +57,7 @@ def stream(engine: Engine, ticket: Ticket, prompter: Prompter, *, rows: bool = T
     Raises:
         SamplingError: the logits of the request's row are unusable.
     """
-    told = _Progress(prompter, rows=rows, drawing=ticket.request.bounded)
+    told = _Progress(prompter, ticket.request, rows=rows)
     try:
         while not ticket.done:
             engine.step()
@@ -73,8 +73,8 @@ def stream(engine: Engine, ticket: Ticket, prompter: Prompter, *, rows: bool = T
 class _Progress:
     """Turn growing ids into events."""
 
-    def __init__(self, prompter: Prompter, *, rows: bool, drawing: bool) -> None:
-        self.prompter, self.rows, self.drawing = prompter, rows, drawing
+    def __init__(self, prompter: Prompter, request: Request, *, rows: bool) -> None:
+        self.prompter, self.rows, self.drawing, self.longest = prompter, rows, request.bounded, request.longest
         self.painter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="painter")
         self.painting: Future[PictureRows] | None = None
         self.painted = 0
@@ -126,7 +126,8 @@ class _Progress:
         finished = len(self.codes) // self.columns if self.columns else 0
         if not self.rows or self.painting is not None or finished <= self.painted:
             return
-        tallest = max(rows for rows, columns in sizes if columns == self.columns)
+        fitting = [rows for rows, columns in sizes if columns == self.columns and rows * columns < self.longest]
+        tallest = max(fitting, default=finished)
         self.painted = finished
         if finished < tallest:
             self.painting = self.painter.submit(self._paint, self.codes[: finished * self.columns], tallest)

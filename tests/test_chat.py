@@ -67,3 +67,23 @@ def test_what_does_not_fit_leaves_the_conversation_as_it_was(pipe: Pipeline) -> 
     with pytest.raises(ValueError, match="shorten the prompt"):
         chat.say("x" * 800, want="image")
     assert chat.turns == before
+
+
+def test_an_answer_that_is_interrupted_frees_its_row(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = pipe.chat()
+    chat.say("hello", want="text", max_new_tokens=3)
+    turns, plain, steps = list(chat.turns), chat.engine.step, list[int]()
+
+    def interrupted() -> None:
+        plain()
+        steps.append(chat.engine.used_rows)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(chat.engine, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            chat.say("a dog", want="image", seed=1)
+    assert steps[-1] > 0
+    assert chat.engine.idle
+    assert chat.turns == turns

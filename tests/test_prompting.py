@@ -38,3 +38,11 @@ def test_sizes_are_checked(prompter: Prompter) -> None:
         prompter.request(["a dog"], {"want": "image", "width": 99})
     with pytest.raises(ValueError, match="want must be one of any, text, image, got 'video'"):
         prompter.request(["a dog"], {"want": "video"})  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_budgets_are_checked(prompter: Prompter, count: int) -> None:
+    with pytest.raises(ValueError, match=f"max_new_tokens must be at least 1, got {count}; leave it out"):
+        prompter.request(["a dog"], {"want": "text", "max_new_tokens": count})
+    assert prompter.budget(None) == prompter.generation.max_new_tokens
+    assert prompter.budget(2) == 2

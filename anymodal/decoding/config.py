@@ -1,5 +1,6 @@
 """Configuration of sampling; free of torch."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -34,8 +35,14 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.temperature < 0:
-            raise ValueError(f"temperature must not be negative, got {self.temperature}; 0 takes the most likely id.")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature must be finite and not negative, got {self.temperature}; 0 takes the most likely id."
+            )
+        for name in ("guidance_scale", "image_guidance_scale"):
+            scale = getattr(self, name)
+            if scale is not None and not math.isfinite(scale):
+                raise ValueError(f"{name} must be finite, got {scale}; 1 does not guide.")
         if self.top_k < 0:
             raise ValueError(f"top_k must not be negative, got {self.top_k}; 0 keeps all ids.")
         if not 0 < self.top_p <= 1:

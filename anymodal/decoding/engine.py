@@ -14,7 +14,7 @@ from anymodal.decoding.forward import Forward
 from anymodal.decoding.heads import CODE, TEXT, Automata, Heads, Live, Rows
 from anymodal.decoding.native_blocks import NativeBlocks
 from anymodal.decoding.prefill import Prefix, PrefixStore, Reader, digests, piece_of
-from anymodal.decoding.request import Request, Ticket
+from anymodal.decoding.request import Request, Ticket, housed
 from anymodal.decoding.speculation import Speculation
 from anymodal.model.cache import KVCache
 from anymodal.model.unified import AnyModal
@@ -64,7 +64,7 @@ class Engine:
         self.context = model.config.transformer.max_seq_len
         self.kept = PrefixStore(kept) if kept and not self.config.batch_invariant else None
         self.reader = Reader(model, self.config, self.kept)
-        self.heads = Heads(model, whole=self.config.batch_invariant)
+        self.heads = Heads(model, whole=self.config.max_rows if self.config.batch_invariant else 0)
         self.forward = Forward(model, self.config)
         self.automata = Automata(model.device)
         self.speculation = Speculation(self.config, self.heads, self.automata)
@@ -152,9 +152,8 @@ class Engine:
 
     def _in_lockstep(self) -> bool:
         chooses = any(not live.request.bounded and CODE in live.kinds for live in self.lives)
-        return (
-            self.lag == 0 or self.config.speculation != "none" or chooses
-        )  # whether a picture may begin, and its guidance, are the host's affair
+        # whether a picture may begin, and its guidance, are the host's affair
+        return self.lag == 0 or self.config.speculation != "none" or chooses
 
     # rows come
 
@@ -169,11 +168,8 @@ class Engine:
         self._settle_all()
         if not self.lives:
             self._clear_tables()
-        try:
-            self._make_room([ticket.request for ticket in tickets])
-        except MemoryError as error:
-            for ticket in tickets:
-                ticket.error, ticket.done = error, True
+        tickets = housed(tickets, self._make_room)
+        if not tickets:
             return
         prompts = [[ticket.request.prompt, *ticket.request.beside()] for ticket in tickets]
         slots = iter(self._read([prompt for each in prompts for prompt in each]))

@@ -1,9 +1,10 @@
 """From hidden states to ids: which rows need which head, guidance between rows, and one choice a row."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -192,11 +193,11 @@ class Rows:
 class Heads:
     """The heads of a model, asked for the rows that need them.
 
-    `whole` computes a head for all rows and takes what is needed, so that its shape does not depend on the batch.
+    Where there are `whole` rows, a head is computed for so many, so that its shape does not depend on the batch.
     """
 
     model: AnyModal
-    whole: bool
+    whole: int
     text_ids: Tensor = field(init=False)
     boi: int = field(init=False)
     noise: Noise = field(init=False)
@@ -209,9 +210,12 @@ class Heads:
 
     def code_logits(self, hidden: Float[Tensor, "s d"], rows: Rows, positions: Int[Tensor, " b"]) -> Tensor:
         """Return guided logits over the image codes."""
-        image_logits = self.model.image_logits
-        logits = image_logits(hidden)[rows.slots] if self.whole else image_logits(rows.of_hidden(hidden))
-        return rows.guide(logits, positions)
+        return rows.guide(self._scored(self.model.image_logits, hidden, rows), positions)
+
+    def _scored(self, head: Callable[[Tensor], Tensor], hidden: Float[Tensor, "s d"], rows: Rows) -> Tensor:
+        if not self.whole:
+            return head(rows.of_hidden(hidden))
+        return head(F.pad(hidden, (0, 0, 0, self.whole - len(hidden))))[rows.slots]
 
     def codes(self, hidden: Float[Tensor, "s d"], rows: Rows, positions: Int[Tensor, " b"]) -> Choice:
         """Choose codes."""
@@ -229,8 +233,7 @@ class Heads:
         closed: Sequence[int],
     ) -> Choice:
         """Choose what the grammar allows outside of pictures; rows in `closed` must not begin one."""
-        text_logits = self.model.text_logits
-        logits = text_logits(hidden)[rows.slots] if self.whole else text_logits(rows.of_hidden(hidden))
+        logits = self._scored(self.model.text_logits, hidden, rows)
         allowed = grammar.mask(state)[:, : self.model.num_text_rows]
         if closed:
             allowed[_tensor(closed, allowed.device), self.boi] = False

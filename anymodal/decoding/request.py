@@ -1,6 +1,7 @@
 """What one row of the sampler writes, and what it has written so far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -137,3 +138,18 @@ class Ticket:
         prompt = self.request.prompt
         grown = torch.cat((prompt.ids, self.ids))
         return TokenSequence(grown, torch.zeros(len(grown), dtype=torch.bool), prompt.looks)
+
+
+def housed(tickets: Sequence[Ticket], make_room: Callable[[Sequence[Request]], None]) -> list[Ticket]:
+    """Return those that there is room for, together or one after another; the others end with the error."""
+    with suppress(MemoryError):
+        make_room([ticket.request for ticket in tickets])
+        return list(tickets)
+    found: list[Ticket] = []
+    for ticket in tickets:
+        try:
+            make_room([each.request for each in (*found, ticket)])
+            found.append(ticket)
+        except MemoryError as error:
+            ticket.error, ticket.done = error, True
+    return found

@@ -113,15 +113,13 @@ class Speculation:
     ) -> Int[Tensor, " b"]:
         """Keep the guesses that equal what is sampled behind what comes before them."""
         ids = self.heads.model.image_ids
-        sampled = torch.stack(
-            [
-                choose(logits[:, at], rows.settings, ids=ids, seeds=rows.seeds, positions=where[:, at]).ids
-                for at in range(window.size)
-            ],
-            1,
-        )
-        sampled = self._lawful(window, sampled)
-        kept = self._leading(window, sampled[:, :-1] == window.ids[:, 1:])
+        chosen = [
+            choose(logits[:, at], rows.settings, ids=ids, seeds=rows.seeds, positions=where[:, at])
+            for at in range(window.size)
+        ]
+        sampled = self._lawful(window, torch.stack([each.ids for each in chosen], 1))
+        sound = torch.stack([each.faults == 0 for each in chosen], 1)  # behind others the next pass finds the fault
+        kept = self._leading(window, (sampled[:, :-1] == window.ids[:, 1:]) & sound[:, :-1])
         for live, count, guesses in zip(lives, kept.tolist(), sampled, strict=True):
             self._of(live).guesses = guesses[count + 1 :]
         return kept

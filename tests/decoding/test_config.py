@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from anymodal.configuration import from_dict, to_dict
@@ -10,3 +12,10 @@ def test_defaults_of_a_folder_round_trip() -> None:
     assert from_dict(GenerationConfig, {}).text.temperature == 0
     with pytest.raises(ValueError, match="top_p must lie in"):
         from_dict(GenerationConfig, {"image": {"top_p": 2.0}})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["temperature", "guidance_scale", "image_guidance_scale"])
+def test_what_is_no_number_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be finite"):
+        from_dict(SamplingConfig, {name: value})
