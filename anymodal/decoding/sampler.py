@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -25,6 +26,14 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             module.train()
 
 
+Weights = tuple[tuple[torch.dtype, int], ...]
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """Tell where the weights of a model lie, and as what: what is compiled or captured reads them there."""
+    return tuple((each.dtype, each.data_ptr()) for each in model.parameters())
+
+
 class Sampler:
     """Write what requests ask for with one model.
 
@@ -35,6 +44,7 @@ class Sampler:
         """Sample from `model`."""
         self.model, self.config = model, config or EngineConfig()
         self.passes = 0
+        self._kept: tuple[Engine, Weights] | None = None
 
     def generate(
         self, requests: Sequence[Request], on_step: Callable[[int], None] | None = None
@@ -46,16 +56,25 @@ class Sampler:
             SamplingError: the logits of a row are unusable; the other rows were finished.
         """
         with evaluating(self.model):
-            engine = Engine(self.model, self.config)
+            engine = self._engine()
             tickets = [engine.submit(request) for request in requests]
-            step = 0
+            step, before = 0, engine.passes
             while not engine.idle:
                 engine.step()
                 if on_step is not None:
                     on_step(step)
                 step += 1
-            self.passes = engine.passes
+            self.passes = engine.passes - before
+            if self.config.compile and self.model.transformer.stack is None:
+                self._kept = engine, weights_of(self.model)
         for ticket in tickets:
             if ticket.error is not None:
                 raise ticket.error
         return [ticket.ids for ticket in tickets]
+
+    def _engine(self) -> Engine:
+        """Return an idle engine: the last one, where what it has compiled or captured would have to be made again."""
+        kept, self._kept = self._kept, None
+        if kept is not None and kept[1] == weights_of(self.model):
+            return kept[0]
+        return Engine(self.model, self.config)
