@@ -8,6 +8,7 @@ from PIL import Image
 from anymodal.decoding.config import Options
 from anymodal.decoding.engine import Engine
 from anymodal.decoding.request import Ticket
+from anymodal.decoding.sampler import evaluating
 from anymodal.prompting import Prompter
 from anymodal.streaming import Event, stream
 from anymodal.tokens.document import Codes, Look, Part, Turn
@@ -35,8 +36,9 @@ class Chat:
         ticket: Ticket | None = None
         try:
             ticket = self._ask(parts, options)
-            while not ticket.done:
-                self.engine.step()
+            with evaluating(self.engine.model):
+                while not ticket.done:
+                    self.engine.step()
             if ticket.error is not None:
                 raise ticket.error
         except BaseException:
@@ -56,7 +58,8 @@ class Chat:
         before = list(self.turns)
         try:
             ticket = self._ask(parts, options)
-            yield from stream(self.engine, ticket, self.prompter, rows=rows)
+            with evaluating(self.engine.model):
+                yield from stream(self.engine, ticket, self.prompter, rows=rows)
         except BaseException:
             self.turns = before
             raise

@@ -267,14 +267,12 @@ class Pipeline:
         Raises:
             ValueError: the document does not fit the context.
         """
-        self.model.eval()
         engine = Engine(self.model, self.sampler.config)
         ticket = engine.submit(self.prompter.request(document, options))
         return self._counted(engine, ticket, stream(engine, ticket, self.prompter, rows=rows))
 
     def chat(self) -> Chat:
         """Begin a conversation, which reads again nothing of what was said."""
-        self.model.eval()
         return Chat(self.prompter, Engine(self.model, self.sampler.config, kept=1))
 
     def log_likelihood(self, document: Document, target: str | Draw) -> float:
@@ -358,7 +356,8 @@ class Pipeline:
     def _counted(self, engine: Engine, ticket: Ticket, events: Iterator[Event]) -> Iterator[Event]:
         start = time.perf_counter()
         try:
-            yield from events
+            with evaluating(self.model):
+                yield from events
         finally:
             seconds = time.perf_counter() - start
             self.usage = Usage(tokens=len(ticket.written), seconds=seconds, rows=1, passes=engine.passes)

@@ -87,3 +87,14 @@ def test_an_answer_that_is_interrupted_frees_its_row(pipe: Pipeline, monkeypatch
     assert steps[-1] > 0
     assert chat.engine.idle
     assert chat.turns == turns
+
+
+def test_a_model_that_trains_goes_on_training(pipe: Pipeline) -> None:
+    pipe.model.train()
+    chat = pipe.chat()
+    chat.say("hello", want="text", max_new_tokens=3)
+    seen = [pipe.model.training for _ in chat.stream("a dog", want="image", seed=1)]
+    seen += [pipe.model.training for _ in pipe.stream(["a dog"], want="image", seed=1)]
+    assert seen
+    assert not any(seen)
+    assert pipe.model.training
