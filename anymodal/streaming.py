@@ -120,14 +120,15 @@ class _Progress:
 
     def _grow(self) -> None:
         """Paint the rows that are finished, unless the painter is at work."""
-        sizes = self.prompter.parts.layout.sizes
-        if not self.columns and self.prompter.parts.layout.kind == "fixed":
-            self.columns = sizes[0][1]
+        layout = self.prompter.parts.layout
+        if not self.columns and layout.kind == "fixed":
+            self.columns = layout.sizes[0][1]
         finished = len(self.codes) // self.columns if self.columns else 0
         if not self.rows or self.painting is not None or finished <= self.painted:
             return
-        fitting = [rows for rows, columns in sizes if columns == self.columns and rows * columns < self.longest]
-        tallest = max(fitting, default=finished)
+        row = self.columns + (layout.kind == "rows")  # and an end of line
+        fits = [rows for rows, columns in layout.sizes if columns == self.columns and rows * row < self.longest]
+        tallest = max(fits, default=finished)
         self.painted = finished
         if finished < tallest:
             self.painting = self.painter.submit(self._paint, self.codes[: finished * self.columns], tallest)

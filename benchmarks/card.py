@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 CARD = ROOT / "anymodal" / "models" / "emoji" / "README.md"
 SCENES, ANSWERS = "scenes, held-out combinations", "questions about held-out scenes"
 HEADLINES = {
-    "a name drawn (memorised), nearest of all concepts by pixels": (
+    "one of 100 names that its scenes are made of (memorised), nearest of all concepts by pixels": (
         "names, trained",
         "nearest concept by pixels of all",
     ),

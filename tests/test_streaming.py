@@ -95,13 +95,15 @@ def test_leaving_the_loop_frees_the_row(pipe: Pipeline) -> None:
     )
 
 
-def test_a_size_that_is_asked_for_is_that_of_what_grows(toy: Any) -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(2, 4), (4, 4), (4, 2), (5, 2)])
+def test_a_size_that_is_asked_for_is_that_of_what_grows(toy: Any, rows: int, columns: int) -> None:
     parts = toy.parts()
-    pipe = Pipeline(replace(parts, layout=PictureLayout(kind="rows", sizes=((2, 4), (4, 4), (3, 2)))))
+    pipe = Pipeline(replace(parts, layout=PictureLayout(kind="rows", sizes=((2, 4), (4, 4), (4, 2), (5, 2)))))
     cell = pipe.prompter.image_tokenizer.config.down_sampling
-    events = [*pipe.stream(["a dog"], want="image", seed=3, height=2 * cell, width=4 * cell)]
-    assert {event.num_rows for event in events if isinstance(event, PictureRows)} == {2}
-    assert {event.image.size for event in events if isinstance(event, PictureRows)} == {(4 * cell, 2 * cell)}
+    events = [*pipe.stream(["a dog"], want="image", seed=3, height=rows * cell, width=columns * cell)]
+    assert {event.num_rows for event in events if isinstance(event, PictureRows)} == {rows}
+    assert {event.image.size for event in events if isinstance(event, PictureRows)} == {(columns * cell, rows * cell)}
+    assert len(events) > 1, "it grows"
 
 
 def test_rows_of_an_unknown_size_grow_too(toy: Any) -> None:

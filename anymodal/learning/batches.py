@@ -255,10 +255,13 @@ class StepData(pl.LightningDataModule):
         """
         if not isinstance(batch, Delivery):
             return batch
-        self._empty = self._empty + 1 if batch.mistake is not None else 0
-        if batch.mistake is not None and (batch.batch is None or self._empty == min(EMPTY_STEPS, len(self.train))):
+        trains = self.trainer is None or self.trainer.training
+        if trains:
+            self._empty = self._empty + 1 if batch.mistake is not None else 0
+        too_many = not trains or self._empty == min(EMPTY_STEPS, len(self.train))  # a held-out loss is of something
+        if batch.mistake is not None and (batch.batch is None or too_many):
             raise ValueError(batch.mistake)
-        if self.trainer is None or self.trainer.training:
+        if trains:
             self.skipped.update(batch.skipped)
         return batch.batch
 

@@ -146,6 +146,13 @@ def test_a_step_may_be_empty_but_not_many_in_a_row(toy: Any) -> None:
         data.on_before_batch_transfer(empty, 0)
 
 
+def test_held_out_batches_are_never_empty(toy: Any) -> None:
+    data, batches = StepData(make(toy), None, num_workers=0), make(toy)
+    data.trainer = SimpleNamespace(global_step=3, training=False)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="nothing read"):
+        data.on_before_batch_transfer(Delivery(batches.blank(), Skipped(cut=6), "nothing read"), 0)
+
+
 def test_what_was_skipped_is_counted_over_a_resume(toy: Any) -> None:
     data, resumed = (StepData(make(toy), None, num_workers=0) for _ in range(2))
     data.skipped.update({"cut": 2})
