@@ -158,18 +158,24 @@ class Pipeline:
         top_p: float | None = None,
         height: int | None = None,
         width: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
     ) -> list[Image.Image]:
         """Draw `num_images` pictures of every prompt, in their order; picture i of a prompt has seed `seed` + i.
+
+        All prompts have the same `seed`, or each its own, given as many as prompts.
 
         Each is the best of `best_of` drawings: that from which the model, asked to describe it, is likeliest to write
         the prompt (reranking as in arXiv:2102.12092, section 2.6, by the model itself in place of CLIP). Drawing j of
         them has j * 2**32 added to its seed.
 
         Raises:
-            ValueError: the model cannot draw this size, a prompt does not fit the context, or `best_of` is below 1.
+            ValueError: the model cannot draw this size, a prompt does not fit the context, `best_of` is below 1, or
+                the numbers of prompts and seeds differ.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(prompts):
+            raise ValueError(f"there must be one seed a prompt, got {len(seeds)} seeds and {len(prompts)} prompts.")
         tries = self.generation.best_of if best_of is None else replace(self.generation, best_of=best_of).best_of
         options = Options(
             guidance_scale=guidance_scale, guidance_interval=guidance_interval, temperature=temperature, top_k=top_k,
@@ -178,8 +184,8 @@ class Pipeline:
         self.prompter.must_decode()
         sampling, grid = changed(self.generation.image, options), self.prompter.grid(height, width)
         requests = [
-            self.prompter.image_request([text], negative_prompt, sampling, grid, seed + i + j * TRY)
-            for text in prompts
+            self.prompter.image_request([text], negative_prompt, sampling, grid, first + i + j * TRY)
+            for text, first in zip(prompts, seeds, strict=True)
             for i in range(num_images)
             for j in range(tries)
         ]

@@ -4,11 +4,11 @@
     anymodal sample score --model runs/mine/model --bench scenes --count 48
     anymodal sample score --model Janus-Pro-1B --bench pope --data POPE/output/coco --out runs/janus/scores.json
 
-Benches: tokenizer (what the image tokenizer keeps), names (single emoji), scenes (GenEval's six categories, held-out
-combinations), answers (against chance and the blind model), easy-vqa and stamps (both out of domain for the embedded
-model); all is every one of these whose data is at hand. Scores stand next to chance and to the ceiling: the truth
-passed through the image tokenizer. Same seed, same figures. Beside RESULTS.json comes RESULTS.manifest.json, which says
-what they were made with.
+Benches: tokenizer (what the image tokenizer keeps), names (single emoji), keywords (single emoji by other names and by
+keywords), scenes (GenEval's six categories, held-out combinations), answers (against chance and the blind model),
+easy-vqa and stamps (both out of domain for the embedded model); all is every one of these whose data is at hand. Scores
+stand next to chance and to the ceiling: the truth passed through the image tokenizer. Same seed, same figures. Beside
+RESULTS.json comes RESULTS.manifest.json, which says what they were made with.
 
 Public benchmarks (geneval, dpg, pope, mmmu, mme, mmbench, seed-bench, realworldqa, mathvista, ocrbench) read their
 authors' files, which --data names, and keep pictures and answers in a folder of their name beside RESULTS.json.
@@ -29,7 +29,7 @@ def main(
     model: str = "emoji",
     bench: str = "all",
     concepts: int = 100,
-    names: Literal["scenes", "all"] = "scenes",
+    names: Literal["all", "scenes"] = "all",
     count: int | None = None,
     seed: int = 1000,
     data: Path | None = None,
@@ -45,9 +45,9 @@ def main(
         model: model folder, or the name of an embedded model.
         bench: which bench; all is every one but the public ones.
         concepts: how many of the scene concepts the model has learned.
-        names: which single emoji it has learned to draw, those of the scenes or all of the training split.
+        names: which single emoji it has learned to draw, all of the training split or those of the scenes alone.
         count: held-out scenes, and at most so many names and stamps, and twice as many questions; of a public benchmark
-            at most so many questions or prompts. null is 240, and all of a public benchmark.
+            at most so many questions or prompts. null is 240, and all of easy-VQA and of a public benchmark.
         seed: of the held-out scenes, of the drawings and of what is chosen.
         data: folder of a public benchmark's files, or of the stamps.
         out: JSON file of the scores; a manifest of what they were made with is written beside it.
@@ -61,17 +61,16 @@ def main(
     from anymodal.scoring.bench import BENCHES, BenchConfig
 
     check(bench, data, out, sheet)
-    most = BenchConfig.count if count is None else count
-    config = BenchConfig(concepts=concepts, names=names, count=most, seed=seed, data=data)
+    config = BenchConfig(concepts=concepts, names=names, count=count, seed=seed, data=data)
     pipe = anymodal.from_pretrained(model, device=device, dtype=dtype, allow_pickle=allow_pickle)
     ours = bench == "all" or bench in BENCHES
+    used = vars(config) | {"count": config.most} if ours else {"count": count, "seed": seed}
     tables = []
     for table in measured(pipe, bench, config) if ours else public(pipe, bench, data, out, limit=count, seed=seed):
         print(table.title, *(f"  {score.describe()}" for score in table.scores), sep="\n", flush=True)
         tables.append(table)
-    if out is not None:
-        used = vars(config) if ours else {"count": count, "seed": seed}
-        write(out, tables, pipe, model, {"bench": bench, **used, "data": data and str(data)})
+        if out is not None:  # now, lest a bench that fails take those before it along
+            write(out, tables, pipe, model, {"bench": bench, **used, "data": data and str(data)})
     if sheet is not None:
         show(sheet, tables)
 
@@ -126,16 +125,25 @@ def public(
 
 
 def write(out: Path, tables: "list[Table]", pipe: "Pipeline", model: str, settings: dict[str, Any]) -> None:
-    """Write the scores, which are the same each time, and the manifest, which holds the date."""
+    """Write the scores, which are the same each time, and the manifest, which holds the date; each whole or not at all.
+
+    Raises:
+        ValueError: the disk is full.
+        OSError: it cannot be written.
+    """
     import json
     from dataclasses import asdict
 
+    from anymodal.data.files import StagedFile
     from anymodal.scoring.manifest import make_manifest
 
     results = {"scores": {table.title: [asdict(score) for score in table.scores] for table in tables}}
     manifest = make_manifest(pipe, model, settings)
     for path, content in ((out, results), (out.with_suffix(".manifest.json"), manifest)):
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        staged = StagedFile(path)
+        with staged.open() as stream:
+            stream.write(f"{json.dumps(content, indent=2, ensure_ascii=False)}\n".encode())
+        staged.commit()
 
 
 def show(sheet: Path, tables: "list[Table]") -> None:

@@ -24,6 +24,15 @@ def same(one: Image.Image, other: Image.Image) -> bool:
     return bool(np.array_equal(np.asarray(one), np.asarray(other)))
 
 
+def test_every_prompt_may_have_its_own_seed(pipe: Pipeline) -> None:
+    both = pipe.generate_image(["a dog", "a cat"], num_images=2, seed=[3, 8], top_k=8)
+    alone = pipe.generate_image("a dog", num_images=2, seed=3, top_k=8)
+    alone += pipe.generate_image("a cat", num_images=2, seed=8, top_k=8)
+    assert all(same(one, other) for one, other in zip(both, alone, strict=True))
+    with pytest.raises(ValueError, match="one seed a prompt, got 1 seeds and 2 prompts"):
+        pipe.generate_image(["a dog", "a cat"], seed=[3])
+
+
 def test_pictures_are_drawn_by_seed(pipe: Pipeline) -> None:
     images = pipe.generate_image(["a dog", "a cat"], num_images=2, seed=3, guidance_scale=2.0, top_k=8)
     assert [image.size for image in images] == [(16, 16)] * 4

@@ -27,14 +27,15 @@ def split_folder() -> Path:
     return Path(spec.origin).parent / "data" / "test"
 
 
-def read_questions(folder: Path, count: int, seed: int) -> list[Asked]:
-    """Read at most `count` questions of a split, chosen by the seed, as they are spelled there.
+def read_questions(folder: Path, count: int | None, seed: int) -> list[Asked]:
+    """Read the questions of a split as they are spelled there; at most `count` if given, chosen by the seed.
 
     Raises:
         OSError: a file is missing.
     """
     listed = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
-    chosen = sorted(random.Random(seed).sample(range(len(listed)), min(count, len(listed))))
+    most = len(listed) if count is None else min(count, len(listed))
+    chosen = sorted(random.Random(seed).sample(range(len(listed)), most))
     asked = []
     for question, answer, number in (listed[i] for i in chosen):
         kind = "yes-no" if answer in YES_NO else "shape" if answer in SHAPES else "colour"

@@ -1,7 +1,8 @@
 """Let a model draw and answer, and score it: every share next to chance and to the ceiling."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from PIL import Image
 
@@ -50,11 +51,13 @@ def scene_prompt(sample: Sample) -> Prompt:
     return Prompt(details["captions"][0], Scene.from_truth(details["truth"]))
 
 
-def draw(pipe: Pipeline, prompts: Sequence[Prompt], seed: int = 0) -> list[Image.Image]:
-    """Draw one picture a prompt, some at a time."""
-    texts = [prompt.text for prompt in prompts]
-    parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-    return [image for number, part in enumerate(parts) for image in pipe.generate_image(part, seed=seed + number)]
+def draw(pipe: Pipeline, prompts: Sequence[Prompt], seed: int = 0, **options: Any) -> list[Image.Image]:
+    """Draw one picture a prompt, some at a time; prompt i has seed `seed` + i, `options` are of `generate_image`."""
+    texts, drawn = [prompt.text for prompt in prompts], list[Image.Image]()
+    for start in range(0, len(texts), BATCH):
+        part = texts[start : start + BATCH]
+        drawn += pipe.generate_image(part, seed=range(seed + start, seed + start + len(part)), **options)
+    return drawn
 
 
 def show_drawings(
@@ -99,19 +102,24 @@ def judge_names(
     among: Mapping[str, Sequence[str]],
     galleries: Sequence[Gallery],
     *,
+    texts: Sequence[str] | None = None,
+    seed: int = 0,
     distance: bool = False,
 ) -> Judged:
     """Draw names and look in every gallery for the nearest among lists of concepts, whose titles `among` has as keys.
 
-    A drawing failed when the first gallery does not find it in the last list. `distance` adds the Fréchet distance of
-    the drawings' features to those of the truth.
+    `texts` ask for them, one a name, which may stand several times; without, they are asked for by their names. A
+    drawing failed when the first gallery does not find it in the last list. `distance` adds the Fréchet distance of the
+    drawings' features to those of the truth.
 
     Raises:
-        ValueError: a gallery lacks a name.
+        ValueError: a gallery lacks a name, or the numbers of names and texts differ.
     """
-    truth = rendered(names)
+    truth, prompts = rendered(names), [name_prompt(name) for name in names]
+    if texts is not None:
+        prompts = [replace(prompt, text=text) for prompt, text in zip(prompts, texts, strict=True)]
     real = [truth[name] for name in names]
-    drawn = draw(pipe, [name_prompt(name) for name in names])
+    drawn = draw(pipe, prompts, seed)
     again = pipe.reconstruct(real)
     scores, failures = [], list[Failure]()
     for gallery in galleries:
@@ -120,8 +128,7 @@ def judge_names(
             scores.append(Score(f"{HOW[gallery.by]}{title}", found.share, len(names), found.chance, best.share))
             if gallery is galleries[0]:
                 whys = [f"looks like {name}" for name in found.found]
-                prompts = [name_prompt(name).text for name in names]
-                failures = _failed(prompts, real, drawn, whys, found.right)
+                failures = _failed([prompt.text for prompt in prompts], real, drawn, whys, found.right)
     if distance:
         scores.append(distance_score(real, drawn, again))
     return Judged(scores, failures)
@@ -135,14 +142,16 @@ def score_held_out(pipe: Pipeline, prompts: Sequence[Prompt], reader: SceneReade
     return judge_held_out(pipe, prompts, reader).scores
 
 
-def judge_held_out(pipe: Pipeline, prompts: Sequence[Prompt], reader: SceneReader, *, distance: bool = False) -> Judged:
+def judge_held_out(
+    pipe: Pipeline, prompts: Sequence[Prompt], reader: SceneReader, *, seed: int = 0, distance: bool = False
+) -> Judged:
     """Draw scenes and read them back: all of them, the mean of the kinds as GenEval has it, then by kind.
 
     `distance` adds the Fréchet distance of the drawings' features to those of the truth.
     """
     ordered = by_kind(prompts)
     scenes = [prompt.scene for prompt in ordered]
-    real, drawn = [render(scene) for scene in scenes], draw(pipe, ordered)
+    real, drawn = [render(scene) for scene in scenes], draw(pipe, ordered, seed)
     again = pipe.reconstruct(real)
     found, luck, best = (
         score_scenes(images, wanted, reader)
@@ -232,9 +241,13 @@ def _failed(
 
 
 def _others(scenes: Sequence[Scene]) -> list[Scene]:
-    """Move every scene's prompt to the next one of its kind; the scenes stand kind by kind."""
+    """Move every scene's prompt to the next one of its kind, or where it is the only one, to the next of all.
+
+    The scenes stand kind by kind.
+    """
     moved: list[Scene] = []
     for kind in dict.fromkeys(scene.kind for scene in scenes):
         same = [scene for scene in scenes if scene.kind == kind]
-        moved += [*same[1:], same[0]]
+        after = (scenes.index(same[0]) + 1) % len(scenes)
+        moved += [*same[1:], same[0]] if len(same) > 1 else [scenes[after]]
     return moved

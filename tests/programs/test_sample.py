@@ -1,6 +1,7 @@
 """The programs that sample, with options that the README does not show."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from anymodal.__main__ import main
+from anymodal.scoring.bench import BENCHES
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +88,25 @@ def test_scores_come_with_a_manifest_and_failures(
     assert table[0]["count"] == 3
     manifest = json.loads((first / "scores.manifest.json").read_text(encoding="utf-8"))
     assert manifest["settings"] == {
-        "bench": "scenes", "concepts": 6, "names": "scenes", "count": 3, "seed": 1000, "data": None,
+        "bench": "scenes", "concepts": 6, "names": "all", "count": 3, "seed": 1000, "data": None,
     }  # fmt: skip
     with Image.open(first / "failures.png") as sheet:
         assert sheet.width > 2 * 128
+
+
+def test_scores_before_a_failure_are_kept(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> list[Any]:
+        raise ValueError("this bench must fail.")
+
+    monkeypatch.setattr("anymodal.scoring.bench.SIDES", (32,))
+    monkeypatch.setitem(BENCHES, "names", replace(BENCHES["names"], run=fail))
+    out = tmp_path / "scores.json"
+    words = ["sample", "score", "--model", model, "--concepts", "6", "--count", "2"]
+    assert main([*words, "--out", str(out)]) == 2
+    assert set(json.loads(out.read_text(encoding="utf-8"))["scores"]) == {
+        "tokenizer, concepts that no training saw, 32 pixels", "tokenizer, held-out scenes, 32 pixels",
+    }  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.json", "scores.manifest.json"]
 
 
 def test_a_public_benchmark_is_a_bench(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from anymodal.pipeline import Pipeline, from_pretrained
 from anymodal.scoring import features
 from anymodal.scoring.bench import BENCHES, BenchConfig, Table
 
-CONFIG = BenchConfig(concepts=6, count=4, seed=2)
+CONFIG = BenchConfig(concepts=6, names="scenes", count=4, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +56,39 @@ def test_drawings_stand_beside_chance_ceiling_and_the_checker(pipe: Pipeline) ->
 
 
 def test_names_may_be_all_of_the_training_split() -> None:
-    learned = BenchConfig(names="all").learned
+    learned = BenchConfig().learned
     assert len(learned) == len(concepts()) - sum(split_of_concept(each) == "held-out" for each in concepts())
-    assert set(BenchConfig().learned) <= set(learned)
+    assert set(BenchConfig(names="scenes").learned) <= set(learned)
+
+
+def test_all_names_stand_beside_those_of_the_scenes(pipe: Pipeline) -> None:
+    everything = BenchConfig(concepts=6, count=3)
+    assert list(rows(run("names", pipe, everything))) == [
+        "names, of the scenes",
+        "names, trained",
+        "names, never trained",
+    ]
+    of_scenes, trained = run("keywords", pipe, everything)
+    assert trained.title == "other names and keywords, trained"
+    assert [score.name.partition(":")[0] for score in trained.scores] == [
+        "another name", "name and keywords", "keywords alone, as no caption",
+    ]  # fmt: skip
+    assert {score.count for score in trained.scores} == {3}
+    assert trained.failures is not None
+    assert len(trained.failures) == sum(round(score.count * (1 - score.value)) for score in trained.scores)
+    assert any("animal" in failure.prompt for failure in of_scenes.failures or ())
+
+
+def test_drawings_follow_the_seed(pipe: Pipeline) -> None:
+    def shown(seed: int) -> list[bytes]:
+        table, *_ = run("names", pipe, BenchConfig(concepts=6, names="scenes", count=6, seed=seed))
+        return [failure.drawn.tobytes() for failure in table.failures or ()]
+
+    assert shown(3) == shown(3) != shown(4)
 
 
 def test_the_same_seed_gives_the_same_numbers(pipe: Pipeline) -> None:
-    few = BenchConfig(concepts=6, count=2)
+    few = BenchConfig(concepts=6, names="scenes", count=2)
     first, second = (run("answers", pipe, few) for _ in range(2))
     assert first == second
     assert list(rows(first)) == ["questions about held-out scenes", "questions about concepts never trained"]

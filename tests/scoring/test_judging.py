@@ -36,9 +36,11 @@ class Oracle(Pipeline):
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self.truth = {prompt.text: render(prompt.scene) for prompt in prompts}
+        self.seeds = dict[str, int]()
         self.answers = {(e.image.tobytes(), e.question): e.answer for e in questions_of(SAMPLES)}
 
-    def generate_image(self, prompt: Any, **_: Any) -> list[Image.Image]:
+    def generate_image(self, prompt: Any, *, seed: Any = 0, **_: Any) -> list[Image.Image]:
+        self.seeds |= dict(zip(prompt, seed, strict=True))
         return [self.truth[text] for text in prompt]
 
     def reconstruct(self, images: Sequence[Image.Image]) -> list[Image.Image]:
@@ -102,6 +104,32 @@ def test_names_are_looked_for_in_several_lists() -> None:
     ]  # fmt: skip
     assert judged.scores[1].value == 0.5
     assert [(each.prompt, each.why) for each in judged.failures] == [("a dog", "looks like cat")]
+
+
+def test_names_may_be_asked_for_in_other_words() -> None:
+    pipe = Oracle([])
+    pipe.truth = {text: rendered(NAMES)["dog"] for text in ("hound", "puppy", "a cat")}
+    judged = judge_names(
+        pipe, ["dog", "dog", "cat"], {"": NAMES}, [Gallery(rendered(NAMES))], texts=["hound", "puppy", "a cat"], seed=7
+    )
+    assert judged.scores[0].value == pytest.approx(2 / 3)
+    assert [each.prompt for each in judged.failures] == ["a cat"]
+    assert pipe.seeds == {"hound": 7, "puppy": 8, "a cat": 9}
+    with pytest.raises(ValueError, match="zip"):
+        judge_names(pipe, ["dog"], {"": NAMES}, [Gallery(rendered(NAMES))], texts=[])
+
+
+def test_every_drawing_has_its_own_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anymodal.scoring.judging.BATCH", 4)
+    pipe = Oracle(PROMPTS)
+    judge_held_out(pipe, PROMPTS, SceneReader(NAMES), seed=1000)
+    assert sorted(pipe.seeds.values()) == list(range(1000, 1000 + len(PROMPTS)))
+
+
+def test_the_only_scene_of_a_kind_is_shuffled_with_another_kind() -> None:
+    one, two = (next(prompt for prompt in PROMPTS if prompt.scene.kind == kind) for kind in ("one", "two"))
+    *_, shuffled = validate_checker(Oracle(PROMPTS), [one, two], SceneReader(NAMES))
+    assert shuffled.value == 0.0
 
 
 def test_the_checker_is_validated_without_drawings() -> None:

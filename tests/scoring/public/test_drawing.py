@@ -14,7 +14,7 @@ class Painter(Pipeline):
     def __init__(self) -> None:
         self.calls: list[tuple[int, int, int]] = []
 
-    def generate_image(self, prompt: Any, *, num_images: int = 1, seed: int = 0, **_: Any) -> list[Image.Image]:
+    def generate_image(self, prompt: Any, *, num_images: int = 1, seed: Any = 0, **_: Any) -> list[Image.Image]:
         self.calls.append((len(prompt), num_images, seed))
         return [Image.new("RGB", (4, 4), (seed, i, 0)) for _ in prompt for i in range(num_images)]
 

@@ -19,7 +19,7 @@ class Painter(Pipeline):
     def __init__(self) -> None:
         self.seen: list[tuple[str, int]] = []
 
-    def generate_image(self, prompt: Any, *, seed: int = 0, **_: Any) -> list[Image.Image]:
+    def generate_image(self, prompt: Any, *, seed: Any = 0, **_: Any) -> list[Image.Image]:
         self.seen += [(text, seed) for text in prompt]
         return [Image.new("RGB", (4, 4)) for _ in prompt]
 
