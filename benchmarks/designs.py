@@ -9,12 +9,12 @@ design learns with every seed, from nothing, what `anymodal train demo` learns, 
 
 import argparse
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from figures import publish
+from provenance import claim, provenance
 from trials import (
     NAMES,
     ROOT,
@@ -30,7 +30,7 @@ from trials import (
 )
 
 import anymodal
-from anymodal.scoring.machine import facts
+from anymodal.tokens.image import ImageTokenizer
 
 TOKENIZER = ROOT / "anymodal" / "models" / "emoji" / "image_tokenizer"
 AS_CODES, SHARED = ["--model.understanding", "null"], ["--model.heads", "shared"]
@@ -88,7 +88,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/designs"), help="folder of data, runs and scores")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--designs", nargs="+", choices=list(DESIGNS), default=list(DESIGNS))
     parser.add_argument("--scenes", type=int, default=SCENES, help="training scenes")
@@ -96,13 +96,15 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--readme", type=Path, nargs="?", const=ROOT / "docs" / "model.md", help="page to write into")
     given = parser.parse_args(words)
     work = given.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = ImageTokenizer.from_pretrained(TOKENIZER).fingerprint
+    settings = {"steps": given.steps, "scenes": given.scenes, "image_tokenizer": tokenizer}
+    claim(work, settings)
     write_scenes(work, given.scenes)
     if not (work / "codes" / "held-out").exists():
         encode_scenes(work, str(TOKENIZER), "codes")
     pairs = [(design, seed) for seed in range(given.seeds) for design in given.designs]
     trials = [trial(work, design, seed, given.steps) for design, seed in pairs]
-    found = {"machine": facts(), "date": datetime.now(UTC).date().isoformat(), "trials": trials}
+    found = {**provenance(), **settings, "trials": trials}
     publish(found, table(found), given.out, given.readme, "designs")
 
 

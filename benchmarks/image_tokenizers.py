@@ -10,13 +10,13 @@ for each, and is scored as `designs.py` does. 144 codes do not divide 64 pixels:
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from figures import publish
 from jaxtyping import Float
+from provenance import claim, provenance
 from torch import Tensor
 from trials import ROOT, SCENES, drawing_scores, encode_scenes, held_out_scenes, kept, learn, program, write_scenes
 
@@ -26,7 +26,6 @@ from anymodal.data.pictures import decode_picture, to_pixels
 from anymodal.data.samples import picture_bytes
 from anymodal.data.scenes import scene_samples
 from anymodal.data.shards import Sample
-from anymodal.scoring.machine import facts
 from anymodal.scoring.reconstruction import measure
 from anymodal.tokens.image import ImageTokenizer
 
@@ -167,9 +166,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--readme", type=Path, nargs="?", const=ROOT / "docs" / "model.md", help="page to write into")
     given = parser.parse_args(words)
     work = given.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
+    settings = {"steps": given.steps, "drawing_steps": given.drawing_steps}
+    claim(work, settings)
     trials = [trial(work, name, given) for name in given.trials]
-    found = {"machine": facts(), "date": datetime.now(UTC).date().isoformat(), "trials": trials}
+    found = {**provenance(), **settings, "trials": trials}
     publish(found, table(found), given.out, given.readme, "image_tokenizers")
 
 

@@ -11,14 +11,12 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,11 +26,9 @@ import torch
 from figures import bars, publish, tables
 from ours import VARIANTS, Ours, Variant
 from peers import FAMILIES, PRECISIONS, SHAPES, Family, Shape
+from provenance import HERE, provenance
 from torch import Tensor
 
-from anymodal.scoring.machine import facts
-
-HERE = Path(__file__).parent
 MIXED_REQUESTS = 32
 KL_PICTURES = 4
 
@@ -194,14 +190,9 @@ def runs_here(variant: Variant, device: str, *, quick: bool) -> bool:
 
 def measured_on(shape: Shape, bandwidth: float) -> dict[str, Any]:
     """Return what stands beside every figure."""
-    git = ["git", "-C", str(HERE)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    code = [*git, "diff", "--quiet", "HEAD", "--", ":(top)*.py", ":(top)*.c"]
-    dirty = "-dirty" * (subprocess.run(code, capture_output=True, check=False).returncode == 1)
     return {
-        "date": datetime.now(UTC).date().isoformat(), "commit": commit.strip() + dirty or "unknown", "machine": facts(),
-        "torch": torch.__version__, "transformers": version("transformers"), "threads": torch.get_num_threads(),
-        "device": shape.device, "bandwidth_gb_s": bandwidth / 1e9,
+        **provenance(), "torch": torch.__version__, "transformers": version("transformers"),
+        "threads": torch.get_num_threads(), "device": shape.device, "bandwidth_gb_s": bandwidth / 1e9,
     }  # fmt: skip
 
 

@@ -11,26 +11,27 @@ again.
 import argparse
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from html import escape
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from figures import publish
+from provenance import claim, provenance
 from trials import ROOT, kept
 
 import anymodal
 from anymodal.data.emoji import scene_names
 from anymodal.data.scenes import scene_samples
+from anymodal.model.folder import fingerprint_of
+from anymodal.pipeline import find_folder
 from anymodal.scoring import judging
-from anymodal.scoring.machine import facts
 from anymodal.scoring.scenes import SceneReader, score_scenes
 
 GUIDANCE, TEMPERATURE, TOP_K = (1.0, 1.5, 2.0, 3.0, 5.0), (0.4, 0.7, 1.0), (0, 64, 8)
 BEST_OF = (1, 2, 4, 8, 16)
 WEIGHTS = ("float32", "bfloat16", "int8")
-SEED, BATCH = 77, 32
+SEED = 77
 WIDTH, PANEL, LEFT, TOP, HEIGHT = 720, 224, 40, 34, 170
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#57606a}.title{font-weight:600}.grid{stroke:#d0d7de}"
@@ -45,13 +46,8 @@ def shares(pipe: anymodal.Pipeline, setting: dict[str, Any], count: int, concept
     known = scene_names()[:concepts]
     samples = scene_samples("held-out", count=count, seed=SEED, concepts=known)
     prompts = [judging.scene_prompt(sample) for sample in samples]
-    texts = [prompt.text for prompt in prompts]
     begun = time.perf_counter()
-    drawn = [
-        image
-        for start in range(0, count, BATCH)
-        for image in pipe.generate_image(texts[start : start + BATCH], seed=start, **setting)
-    ]
+    drawn = judging.draw(pipe, prompts, SEED, **setting)
     seconds = time.perf_counter() - begun
     found = score_scenes(drawn, [prompt.scene for prompt in prompts], SceneReader(known))
     return {**setting, "share": found.share, "kinds": found.shares, "seconds": seconds / count}
@@ -63,7 +59,7 @@ def table(found: dict[str, Any]) -> str:
     best = max(row["share"] for row in rows)
     lines = [
         f"{found['count']} scenes of held-out combinations, all of it right, in %; standard error "
-        f"{100 * (best * (1 - best) / found['count']) ** 0.5:.1f}. {found['date']}.",
+        f"{100 * (best * (1 - best) / found['count']) ** 0.5:.1f}. {found['date']}, commit {found['commit']}.",
         "",
         f"| temperature, top-k | {' | '.join(f'guidance {scale:g}' for scale in GUIDANCE)} |",
         f"| --- |{' ---: |' * len(GUIDANCE)}",
@@ -141,6 +137,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "sweep.svg")
     parser.add_argument("--readme", type=Path, nargs="?", const=ROOT / "docs" / "model.md", help="page to write into")
     given = parser.parse_args(words)
+    fingerprint = fingerprint_of(find_folder(given.model))
+    settings = {"fingerprint": fingerprint, "count": given.count, "concepts": given.concepts, "seed": SEED}
+    claim(given.work, settings)
     pipe = anymodal.from_pretrained(given.model, dtype="float32")
     rows = []
     for top_k, temperature, guidance in product(TOP_K, TEMPERATURE, GUIDANCE):
@@ -155,8 +154,8 @@ def main(words: Sequence[str] | None = None) -> None:
         other, path = anymodal.from_pretrained(given.model, dtype=dtype), given.work / f"{dtype}.json"
         drawn = kept(path, lambda other=other: shares(other, {}, given.count, given.concepts))
         rounded.append({"dtype": dtype, **drawn})
-    made = {"machine": facts(), "date": datetime.now(UTC).date().isoformat(), "model": given.model}
-    found = {**made, "count": given.count, "seed": SEED, "rows": rows, "best_of": several, "weights": rounded}
+    made = {**provenance(), "model": given.model, **settings}
+    found = {**made, "rows": rows, "best_of": several, "weights": rounded}
     given.plot.write_text(plot(rows), encoding="utf-8")
     publish(found, table(found), given.out, given.readme, "sweep")
 

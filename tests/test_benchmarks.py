@@ -12,9 +12,11 @@ import torch
 import anymodal
 from anymodal.__main__ import main
 from anymodal.learning.config import Ratios, RunConfig, StageConfig
+from anymodal.model.folder import fingerprint_of
+from anymodal.pipeline import find_folder
 
 NAMES = ("sampling", "peers", "ours", "figures", "speculation", "contestants", "training", "loading", "costs", "trials",
-         "designs", "image_tokenizers", "sweep", "card")  # fmt: skip
+         "designs", "image_tokenizers", "sweep", "card", "provenance")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +224,8 @@ def test_designs_learn_the_same_and_are_not_trained_twice(
     monkeypatch.delattr(programs["trials"], "program")
     programs["designs"].main(words)
     assert json.loads((tmp_path / "found.json").read_text())["trials"] == trials
+    with pytest.raises(ValueError, match="begun for these settings, but steps 2 is not 3; take another folder"):
+        programs["designs"].main([*words, "--steps", "3"])
 
 
 def test_image_tokenizers_are_scored_and_drawn_with(
@@ -251,6 +255,8 @@ def test_a_sweep_finds_the_best_setting(
         monkeypatch.setattr(programs["sweep"], name, value)
     programs["sweep"].main([*quick, "--count", "4", "--plot", str(tmp_path / "sweep.svg")])
     found = json.loads((tmp_path / "found.json").read_text())
+    assert found["fingerprint"] == fingerprint_of(find_folder("emoji"))
+    assert {"commit", "machine", "date", "seed", "count"} <= set(found)
     assert len(found["rows"]) == 4
     best = max(row["share"] for row in found["rows"])
     assert f"**{100 * best:.1f}**" in (tmp_path / "model.md").read_text()
@@ -261,6 +267,15 @@ def test_a_sweep_finds_the_best_setting(
     assert [row["best_of"] for row in found["best_of"]] == [1, 2]
     assert f"| 2 | {100 * found['best_of'][1]['share']:.1f} |" in (tmp_path / "model.md").read_text()
     assert f"| int8 | {100 * found['weights'][0]['share']:.1f} |" in (tmp_path / "model.md").read_text()
+
+
+def test_a_work_folder_is_of_one_model_and_count(programs: dict[str, ModuleType], tmp_path: Path) -> None:
+    claim, begun = programs["provenance"].claim, {"fingerprint": "0a1b", "count": 4}
+    claim(tmp_path / "work", begun)
+    claim(tmp_path / "work", begun)
+    for changed in ({"fingerprint": "2c3d"}, {"count": 5}, {"concepts": 6}):
+        with pytest.raises(ValueError, match=f"{next(iter(changed))} .* is not .*; take another folder"):
+            claim(tmp_path / "work", begun | changed)
 
 
 def test_the_card_shows_what_was_scored(programs: dict[str, ModuleType], root: Path, tmp_path: Path) -> None:
