@@ -7,9 +7,9 @@ from safetensors.torch import load_file
 
 from anymodal.__main__ import main
 from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
-from anymodal.model.folder import ModelFolder
+from anymodal.model.folder import ModelFolder, fingerprint_of
 from anymodal.model.unified import AnyModal
-from anymodal.pipeline import Pipeline
+from anymodal.pipeline import Pipeline, find_folder, from_pretrained
 from anymodal.tokens.config import ChatTemplate
 from anymodal.tokens.document import Turn
 from anymodal.tokens.image import ImageTokenizer
@@ -62,6 +62,49 @@ def test_a_model_made_here_loads_in_transformers(toy: Any, tmp_path: Path, capsy
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
     assert "is not empty; export into a new folder" in capsys.readouterr().err
+
+
+def test_parts_are_joined_as_the_embedded_model_was(root: Path, tmp_path: Path) -> None:
+    words = ["train", "export", "--model", "emoji", "--dtype", "bfloat16"]
+    words += ["--generation", str(root / "configs" / "emoji" / "generation.json")]
+    words += ["--image_tokenizer", str(find_folder("emoji") / "image_tokenizer")]
+    assert main([*words, "--out", str(tmp_path / "again")]) == 0
+    assert fingerprint_of(tmp_path / "again") == fingerprint_of(find_folder("emoji"))
+
+
+def test_another_decoder_type_and_defaults_take_the_place_of_the_models(
+    toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts: ModelFolder = toy.parts()
+    parts.save(tmp_path / "model")
+    with torch.no_grad():
+        next(parts.image_tokenizer.decoder.parameters()).add_(1)
+    parts.image_tokenizer.save_pretrained(tmp_path / "decoder")
+    with torch.no_grad():
+        next(parts.image_tokenizer.encoder.parameters()).add_(1)
+    parts.image_tokenizer.save_pretrained(tmp_path / "other")
+    (tmp_path / "defaults.json").write_text('{"best_of": 3, "image": {"guidance_scale": 2.5}}', encoding="utf-8")
+    (tmp_path / "wrong.json").write_text('{"best_off": 3}', encoding="utf-8")
+    words = ["train", "export", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    for options, message in (
+        (["--image_tokenizer", str(tmp_path / "other")], "give one whose decoder alone learned on"),
+        (["--generation", str(tmp_path / "wrong.json")], "did you mean 'best_of'?"),
+        (["--dtype", "int4"], "dtype"),
+    ):
+        assert main([*words, *options]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    words += ["--image_tokenizer", str(tmp_path / "decoder"), "--generation", str(tmp_path / "defaults.json")]
+    assert main([*words, "--dtype", "bfloat16"]) == 0
+    before, after = (
+        from_pretrained(tmp_path / "model", dtype="stored"),
+        from_pretrained(tmp_path / "out", dtype="stored"),
+    )
+    assert (after.generation.best_of, after.generation.image.guidance_scale) == (3, 2.5)
+    assert after.model.embedding.weight.dtype == torch.bfloat16
+    assert torch.equal(after.model.embedding.weight, before.model.embedding.weight.bfloat16())
+    drawn = [next(pipe.image_tokenizer.decoder.parameters()) for pipe in (before, after)]
+    assert torch.equal(drawn[0] + 1, drawn[1])
 
 
 def test_conversations_have_the_same_ids_in_transformers(toy: Any, tmp_path: Path) -> None:
