@@ -8,7 +8,7 @@ for each, and is scored as `designs.py` does. 144 codes do not divide 64 pixels:
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,15 +68,18 @@ def words_of(group: str, options: dict[str, Any]) -> Iterator[str]:
             yield from (f"--{group}.{name}", str(value))
 
 
-def train_tokenizer(work: Path, folder: str, shape: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Train one image tokenizer and score it on what it never saw."""
+def train_tokenizer(
+    work: Path, folder: str, shape: dict[str, Any], steps: int, losses: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Train one image tokenizer, with other losses than the defaults if given."""
     size = shape["size"]
     options = {name: value for name, value in shape.items() if name != "size"}
     write_pictures(work)
     seconds = program(
         work, "tokenizers", "image", "--out", folder, "--data.train", "pictures/train",
         "--data.held_out", "pictures/held-out", "--data.num_workers", "0", *words_of("tokenizer", options),
-        "--losses.size", str(size), "--optimizer.learning_rate", "0.002", "--optimizer.weight_decay", "0.01",
+        *words_of("losses", {"size": size, **(losses or {})}),
+        "--optimizer.learning_rate", "0.002", "--optimizer.weight_decay", "0.01",
         "--optimizer.warmup_steps", "30", "--optimizer.final_rate", "0.02", "--run.steps", str(steps),
         "--run.batch_size", "32", "--run.validate_every", str(steps), "--run.validation_steps", "4",
         "--run.checkpoint_every", "100", "--run.log_every", "10",

@@ -16,7 +16,7 @@ from anymodal.model.folder import fingerprint_of
 from anymodal.pipeline import find_folder
 
 NAMES = ("sampling", "peers", "ours", "figures", "speculation", "contestants", "training", "loading", "costs", "trials",
-         "designs", "image_tokenizers", "sweep", "card", "provenance")  # fmt: skip
+         "designs", "image_tokenizers", "sweep", "card", "provenance", "tokenizer_losses")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,8 @@ def quick(programs: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.M
     page = tmp_path / "model.md"
     page.write_text(
         "".join(
-            f"<!-- {name}:begin --><!-- {name}:end -->" for name in ("designs", "image_tokenizers", "sweep", "card")
+            f"<!-- {name}:begin --><!-- {name}:end -->"
+            for name in ("designs", "image_tokenizers", "tokenizer_losses", "sweep", "card")
         )
     )
     yield ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "found.json"), "--readme", str(page)]
@@ -245,6 +246,31 @@ def test_image_tokenizers_are_scored_and_drawn_with(
             assert 1 <= trial[kind]["perplexity"] <= 4096
         assert 0 <= trial["scenes"] <= 1
     assert (tmp_path / "model.md").read_text().count("\n| ") == 4
+
+
+def test_losses_of_a_tokenizer_are_compared(
+    programs: dict[str, ModuleType], quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"PICTURES": 8, "SCORED_SCENES": 4}.items():
+        monkeypatch.setattr(programs["image_tokenizers"], name, value)
+    run, said = programs["image_tokenizers"].program, list[str]()
+
+    def program(work: Path, *words: str) -> Any:
+        said.append(" ".join(words))
+        return run(work, *words)
+
+    monkeypatch.setattr(programs["image_tokenizers"], "program", program)
+    plain, *_, held = programs["tokenizer_losses"].TRIALS
+    programs["tokenizer_losses"].main([*quick, "--steps", "2", "--trials", plain, held])
+    first, last = json.loads((tmp_path / "found.json").read_text())["trials"]
+    assert (first["losses"], set(last["losses"])) == (
+        {}, {"perceptual_weight", "adversarial_weight", "lecam_weight"},
+    )  # fmt: skip
+    assert first["kept_emoji"]["psnr"] != last["kept_emoji"]["psnr"]
+    without, beside = [line for line in said if line.startswith("tokenizers image")]
+    assert "adversarial" not in without
+    assert "--losses.lecam_weight 0.1 --losses.adversarial_start 1 " in beside
+    assert f"| {held} | 1.0 | {last['kept_emoji']['psnr']:.2f} / " in (tmp_path / "model.md").read_text()
 
 
 def test_a_sweep_finds_the_best_setting(

@@ -15,7 +15,7 @@ from anymodal.learning.config import ImageObjectiveConfig, OptimizerConfig, RunC
 from anymodal.learning.distributed import is_first, sum_over_ranks
 from anymodal.learning.guard import clip_or_skip
 from anymodal.learning.objective import Objective
-from anymodal.learning.optimizer import Schedule, rate_at
+from anymodal.learning.optimizer import Schedule, build_optimizer, rate_at, trainable
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.quantizer import flatten_grid
 
@@ -109,14 +109,11 @@ class ImageTokenizerObjective(Objective):
             self.tokenizer.quantizer.learn_together()
 
     def configure_optimizers(self) -> Any:
-        """Build one optimizer, and a second one for the discriminator where there is one."""
+        """Build one optimizer, and a second one like it for the discriminator where there is one."""
         if self.discriminator is None:
             return super().configure_optimizers()
         config = self.optimizer_config
-        generator, critic = (
-            torch.optim.AdamW(module.parameters(), lr=config.learning_rate, betas=(0.5, 0.95), fused=True)
-            for module in (self.tokenizer, self.discriminator)
-        )
+        generator, critic = (build_optimizer(trainable(each), config) for each in (self.tokenizer, self.discriminator))
 
         def rate(_: int) -> float:
             return rate_at(max(self.global_step, self.losses.adversarial_start), config, self.run.steps)

@@ -53,6 +53,27 @@ def test_psnr_is_that_of_the_definition() -> None:
     assert math.isclose(float(psnr(real, drawn)), 20 * math.log10(2 / 0.2), rel_tol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_both_sides_learn_by_the_optimizer_that_is_asked_for(name: Any) -> None:
+    config = OptimizerConfig(name=name, learning_rate=0.5, weight_decay=0.25, betas=(0.7, 0.8))
+    alone, objective = make(), make(adversarial_weight=0.5)
+    alone.optimizer_config = objective.optimizer_config = config
+    wanted: Any = alone.configure_optimizers()
+    (generator, critic), _ = objective.configure_optimizers()
+    assert type(generator) is type(critic) is type(wanted["optimizer"])
+    assert shape_of(generator) == shape_of(wanted["optimizer"])
+    for each in (generator, critic):
+        assert {group["weight_decay"] for group in each.param_groups} == {0.25, 0.0}
+        assert {group["betas"] for group in each.param_groups} == {(0.7, 0.8)}
+    decided = sum(each.numel() for group in critic.param_groups for each in group["params"])
+    assert objective.discriminator is not None
+    assert decided == sum(each.numel() for each in objective.discriminator.parameters())
+
+
+def shape_of(optimizer: Any) -> list[tuple[float, int]]:
+    return [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
+
+
 def test_the_discriminator_scores_patches() -> None:
     discriminator = PatchDiscriminator(16)
     scores = discriminator(PIXELS)
