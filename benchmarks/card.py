@@ -18,12 +18,14 @@ from anymodal.scoring.report import Score
 
 ROOT = Path(__file__).parents[1]
 CARD = ROOT / "anymodal" / "models" / "emoji" / "README.md"
+BY_PIXELS = "nearest concept by pixels of all"
 SCENES, ANSWERS = "scenes, held-out combinations", "questions about held-out scenes"
 HEADLINES = {
-    "one of 100 names that its scenes are made of (memorised), nearest of all concepts by pixels": (
-        "names, trained",
-        "nearest concept by pixels of all",
+    "one of the 100 things that its scenes are made of (memorised), nearest of all concepts by pixels": (
+        "names, of the scenes", BY_PIXELS,
     ),
+    "any of the names that it saw, hardly learned": ("names, trained", BY_PIXELS),
+    "a name that it never saw": ("names, never trained", BY_PIXELS),
     "a scene of a combination never trained, all of it right": (SCENES, "every kind"),
     "- of one object": (SCENES, "one"),
     "- of one object on a coloured tile": (SCENES, "colours"),
@@ -31,12 +33,13 @@ HEADLINES = {
     "- of several alike": (SCENES, "counting"),
     "- of two in named places": (SCENES, "position"),
     "- of two on coloured tiles": (SCENES, "binding"),
-    '"what is it" about such scenes': (ANSWERS, "what"),
-    "their colours": (ANSWERS, "colour"),
-    "how many": (ANSWERS, "count"),
-    "where": (ANSWERS, "where"),
-    "yes or no": (ANSWERS, "yes-no"),
-}
+    "a question about such a scene": (ANSWERS, "all"),
+    '- "what is it"': (ANSWERS, "what"),
+    "- colours": (ANSWERS, "colour"),
+    "- how many": (ANSWERS, "count"),
+    "- where": (ANSWERS, "where"),
+    "- yes or no": (ANSWERS, "yes-no"),
+}  # fmt: skip
 
 
 def tables(found: dict[str, Any], made_with: dict[str, Any]) -> str:
@@ -57,13 +60,14 @@ def headlines(found: dict[str, Any]) -> str:
     Raises:
         ValueError: the scores have no such row.
     """
-    lines = ["| the embedded model | right | chance | ceiling |", "| --- | ---: | ---: | ---: |"]
+    columns = ("value", "chance", "blind", "ceiling")
+    lines = ["| the embedded model | right | chance | blind | ceiling |", f"| --- |{' ---: |' * len(columns)}"]
     for label, (title, name) in HEADLINES.items():
         rows = [Score(**row) for row in found["scores"].get(title, [])]
         chosen = [row for row in rows if row.name.startswith(name)]
         if not chosen:
             raise ValueError(f"the scores must hold {name!r} of {title!r} for the README; score with --bench all.")
-        lines.append(_line(label, chosen[0], ("value", "chance", "ceiling")))
+        lines.append(_line(label, chosen[0], columns))
     return "\n".join(lines)
 
 

@@ -136,15 +136,14 @@ def _draw_by_keywords(pipe: Pipeline, config: BenchConfig) -> list[Table]:
     galleries, of_all = _galleries()
     tables = []
     for title, names in config.drawn.items():
-        scores, failures = list[Score](), list[Failure]()
+        scores = list[Score]()
         asked = [(how, name, text) for name in names for how, text in _ways(find_concept(name))]
         for how in [each for each in WAYS if any(way == each for way, *_ in asked)]:
             some = _some([(name, text) for way, name, text in asked if way == how], config.most)
             drawn, texts = zip(*some, strict=True)
             judged = judge_names(pipe, drawn, of_all, galleries, texts=texts, seed=config.seed)
             scores += [replace(score, name=f"{how}: {score.name}") for score in judged.scores]
-            failures += judged.failures
-        tables.append(Table(f"other names and keywords, {title}", scores, failures))
+        tables.append(Table(f"other names and keywords, {title}", scores))
     return tables
 
 

@@ -69,14 +69,12 @@ def test_all_names_stand_beside_those_of_the_scenes(pipe: Pipeline) -> None:
         "names, never trained",
     ]
     of_scenes, trained = run("keywords", pipe, everything)
+    assert of_scenes.title == "other names and keywords, of the scenes"
     assert trained.title == "other names and keywords, trained"
     assert [score.name.partition(":")[0] for score in trained.scores] == [
         "another name", "name and keywords", "keywords alone, as no caption",
     ]  # fmt: skip
     assert {score.count for score in trained.scores} == {3}
-    assert trained.failures is not None
-    assert len(trained.failures) == sum(round(score.count * (1 - score.value)) for score in trained.scores)
-    assert any("animal" in failure.prompt for failure in of_scenes.failures or ())
 
 
 def test_drawings_follow_the_seed(pipe: Pipeline) -> None:
