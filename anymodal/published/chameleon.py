@@ -14,6 +14,7 @@ from anymodal.published.chameleon_vqgan import load_image_tokenizer, save_decode
 from anymodal.published.layout import Layout, PublishedFolder, no_memory, write_side_files
 from anymodal.published.llama import backbone_rules, read_transformer, refuse_unlike, write_transformer
 from anymodal.published.names import Names
+from anymodal.published.sampling import sampling_of
 from anymodal.published.vqgan import taming_names, without_decoder, write_chameleon_config
 from anymodal.tokens.config import ChatTemplate, PictureLayout
 from anymodal.tokens.image import ImageTokenizer
@@ -120,6 +121,7 @@ def load(folder: PublishedFolder) -> ModelFolder:
         image=image,
         grid=_grid(folder, image.config.down_sampling),
         origin=folder.origin(NAME),
+        generation=sampling_of(folder, image=GENERATION["image"], text=GENERATION["text"]),
     )
 
 
@@ -140,7 +142,13 @@ def build(
 
 
 def gather(
-    model: AnyModal, *, text: TextTokenizer, image: ImageTokenizer, grid: tuple[int, int], origin: Origin
+    model: AnyModal,
+    *,
+    text: TextTokenizer,
+    image: ImageTokenizer,
+    grid: tuple[int, int],
+    origin: Origin,
+    generation: Mapping[str, Any] = GENERATION,
 ) -> ModelFolder:
     """Put the parts of a Chameleon together, with what all of them have alike."""
     return ModelFolder(
@@ -149,7 +157,7 @@ def gather(
         image_tokenizer=image.eval(),
         layout=PictureLayout(kind="fixed", sizes=(grid,)),
         template=TEMPLATE,
-        generation=GENERATION,
+        generation=generation,
         origin=origin,
     )
 

@@ -16,6 +16,7 @@ from anymodal.published.layout import Layout, PublishedFolder, no_memory, write_
 from anymodal.published.llama import backbone_rules, read_transformer, refuse_unlike, write_transformer
 from anymodal.published.movq import movq_names, read_movq_config, write_movq_config
 from anymodal.published.names import Names
+from anymodal.published.sampling import sampling_of
 from anymodal.tokens.config import ChatTemplate, PictureLayout
 from anymodal.tokens.image import ImageTokenizer
 from anymodal.tokens.image_config import ImageTokenizerConfig
@@ -167,15 +168,14 @@ def load(folder: PublishedFolder) -> ModelFolder:
     names(config).read(tensors, model, str(folder.path))
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
-    theirs = folder.json("generation_config.json")
-    drawing = {"guidance_scale": float(theirs.get("guidance_scale") or 3.0), "top_k": int(theirs.get("top_k") or 2048)}
+    drawing = {"temperature": 1.0, "guidance_scale": 3.0, "top_k": 2048}
     return ModelFolder(
         model=model.eval(),
         text_tokenizer=text,
         image_tokenizer=_image_tokenizer(folder, image_config, tensors),
         layout=PictureLayout(kind="rows", sizes=grids(image_config.pictures, image_config.down_sampling)),
         template=TEMPLATE,
-        generation={"image": {"temperature": 1.0, **drawing}, "text": {"temperature": 0.0}},
+        generation=sampling_of(folder, image=drawing, text={"temperature": 0.0}, drawn=True),
         origin=folder.origin(NAME),
     )
 
