@@ -101,7 +101,7 @@ def test_published_defaults_of_a_model_that_draws_are_of_pictures(tmp_path: Path
 
 
 def test_what_has_no_equal_here_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    neutral = {"num_beams": 1, "repetition_penalty": 1.0, "min_p": None, "bad_words_ids": [], "top_h": None}
+    neutral: Any = {"num_beams": 1, "repetition_penalty": 1.0, "min_p": None, "bad_words_ids": [], "top_h": None}
     sampling_of(written(tmp_path, **neutral, pad_token_id=3, transformers_version="5.0"), **GREEDY)
     assert not caplog.records
     sampling_of(written(tmp_path, num_beams=4, repetition_penalty=1.2), **GREEDY)
