@@ -13,10 +13,12 @@ import torch
 from anymodal.data.index import ShardIndex
 from anymodal.data.shards import Sample, write_shards
 from anymodal.learning import fitting
+from anymodal.learning.batches import DocumentBatches
 from anymodal.learning.checkpoints import newest, step_of
 from anymodal.learning.config import OptimizerConfig, Ratios, RunConfig, StageConfig
-from anymodal.learning.distributed import is_first, processes_of, strategy_of
-from anymodal.learning.unified_run import train_unified
+from anymodal.learning.distributed import is_first, processes_of, strategy_of, whole_tensor
+from anymodal.learning.objective import UnifiedObjective
+from anymodal.learning.unified_run import document_batches, train_unified
 from anymodal.model.folder import ModelFolder
 
 pytestmark = [
@@ -33,10 +35,10 @@ KINDS = ("ddp", "fsdp")
 Ranks = Callable[..., list[int]]
 
 
-def train(toy: Any, out: Path, run: RunConfig = RUN, **changes: Any) -> int:
+def train(toy: Any, out: Path, run: RunConfig = RUN, heads: str = "shared", **changes: Any) -> int:
     data = replace(toy.data, held_out=toy.coded)
     settings: dict[str, Any] = {"data": data, "stage": StageConfig(seq_len=256), "optimizer": OPTIMIZER, **changes}
-    return train_unified(toy.parts(), run=run, out=out, **settings)
+    return train_unified(toy.parts(heads=heads), run=run, out=out, **settings)
 
 
 def metrics(out: Path, *names: str) -> dict[str, dict[int, float]]:
@@ -114,6 +116,41 @@ def test_what_any_process_skips_is_counted(
     data = replace(toy.data, train=f"{tmp_path}/mixed")
     assert ranks(2, lambda rank: train(toy, tmp_path / "run", run, data=data, stage=stage)) == [0, 0]
     assert told.read_text() == 2 * "skipped 12 samples: no codes", "both know it; one has a log that shows it"
+
+
+@pytest.mark.parametrize(("accumulate", "heads"), [(1, "shared"), (3, "decoupled")])
+@pytest.mark.parametrize("strategy", KINDS)
+def test_a_process_that_could_read_nothing_takes_the_step_of_the_others(
+    toy: Any, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch, strategy: Any, accumulate: int, heads: str
+) -> None:
+    run = replace(RUN, strategy=strategy, accumulate=accumulate, steps=3, validate_every=0)
+    stage = StageConfig(seq_len=256)
+    parts = toy.parts(heads=heads)
+    read = document_batches(parts, toy.data, toy.data.train, stage, run)
+    read.rank = (0, 2)
+    model = parts.model.train()
+    losses = model(read[0], stage.z_loss).losses
+    assert {name: int(part.count) for name, part in losses.items() if part.count > 0}.keys() == {"text", "image"}
+    sum(part.total / part.count for part in losses.values()).backward()
+    lost = {*read.order.step(0, rank=1, world=2), *read.order.step(1)}  # the share of one, then of both
+    document, clip = DocumentBatches._document, UnifiedObjective.configure_gradient_clipping
+    monkeypatch.setattr(DocumentBatches, "_document", lambda self, slot: None if slot in lost else document(self, slot))
+
+    def noted(self: UnifiedObjective, *arguments: Any, **options: Any) -> None:
+        found = {name: whole_tensor(each.grad) for name, each in self.model.named_parameters() if each.grad is not None}
+        if self.global_rank == 0:
+            torch.save(found, tmp_path / f"{self.global_step}.pt")
+        clip(self, *arguments, **options)
+
+    monkeypatch.setattr(UnifiedObjective, "configure_gradient_clipping", noted)
+    assert ranks(2, lambda _: train(toy, tmp_path / "run", run, heads, stage=stage)) == [0, 0]
+    first, nothing, last = (torch.load(tmp_path / f"{step}.pt", weights_only=True) for step in range(3))
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(first[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
+    assert all(not gradient.any() for gradient in nothing.values())
+    assert all(bool(gradient.isfinite().all()) for gradient in last.values())
+    assert any(bool(gradient.any()) for gradient in last.values())
 
 
 def test_a_number_of_processes_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
