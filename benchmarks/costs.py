@@ -20,6 +20,7 @@ from figures import splice
 from anymodal.configuration import from_dict
 from anymodal.learning.config import RunConfig, StageConfig
 from anymodal.learning.flops import NOMINAL_FLOPS, StepFlops, measured_flops
+from anymodal.learning.stages import only_training
 from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
 from anymodal.model.unified import AnyModal
 from anymodal.scoring.machine import facts
@@ -108,7 +109,9 @@ def step(model: Model, stage: StageConfig, run: RunConfig) -> tuple[float, float
     """Return the tokens and the operations of a step."""
     vocabulary = Vocabulary.build(text_size=model.text_size, specials={"boi": 0}, codebook_size=model.codebook_size)
     with torch.device("meta"):
-        costs = StepFlops.of(AnyModal(model.config, vocabulary))
+        built = AnyModal(model.config, vocabulary)
+    with only_training(built, stage):
+        costs = StepFlops.of(built)
     shares = {task: share for task, share in vars(stage.ratios).items() if share}
     tokens = flops = 0.0
     for task, share in shares.items():
