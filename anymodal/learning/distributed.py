@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -198,12 +198,32 @@ def reason(error: BaseException) -> str:
 
 
 def sharded(model: AnyModal, mesh: DeviceMesh) -> AnyModal:
-    """Return the model with the weights of every block, and of all else, spread over the mesh; `model` stays whole."""
-    shards = copy.deepcopy(model)
+    """Return the model with the weights of every block, and of all else, spread over the mesh; `model` stays whole.
+
+    A process copies no more of the weights than its own share.
+    """
+    shards = copy.deepcopy(model, {id(each): _without_values(each) for each in model.parameters()})
     for block in shards.transformer.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(shards, mesh=mesh)
+    names = {name: id(each) for name, each in shards.named_parameters(remove_duplicate=False)}  # of a tied one, two
+    whole = dict(model.named_parameters())
+    shares = {id(each): _share(whole[name], cast(DTensor, each)) for name, each in shards.named_parameters()}
+    shards.load_state_dict({name: shares[each] for name, each in names.items()}, strict=False, assign=True)
     return shards
+
+
+def _without_values(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+
+
+def _share(whole: Tensor, place: DTensor) -> nn.Parameter:
+    """Return a copy of this process's rows of a tensor, which lies as `place` does."""
+    mesh = place.device_mesh
+    first = mesh.get_local_rank() * -(-len(whole) // mesh.size())
+    rows = whole.detach()[first : first + len(place.to_local())].to(mesh.device_type, copy=True)
+    share = DTensor.from_local(rows, mesh, place.placements, shape=place.shape, stride=place.stride())
+    return nn.Parameter(share, requires_grad=place.requires_grad)
 
 
 def gather_into(whole: nn.Module, shards: nn.Module) -> None:

@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from anymodal.data.index import ShardIndex
 from anymodal.data.shards import Sample, write_shards
@@ -16,7 +21,7 @@ from anymodal.learning import fitting
 from anymodal.learning.batches import DocumentBatches
 from anymodal.learning.checkpoints import newest, step_of
 from anymodal.learning.config import OptimizerConfig, Ratios, RunConfig, StageConfig
-from anymodal.learning.distributed import is_first, processes_of, strategy_of, whole_tensor
+from anymodal.learning.distributed import is_first, processes_of, sharded, strategy_of, whole_tensor
 from anymodal.learning.objective import UnifiedObjective
 from anymodal.learning.unified_run import document_batches, train_unified
 from anymodal.model.folder import ModelFolder
@@ -177,6 +182,48 @@ def test_sharded_weights_have_no_average() -> None:
     with pytest.raises(ValueError, match=r"ema_decay needs whole weights .* or run.strategy to ddp"):
         strategy_of(replace(RUN, strategy="fsdp", ema_decay=0.9), 2)
     assert strategy_of(RUN, 1) == "auto"
+
+
+def is_plain(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not isinstance(value, DTensor) and not value.is_meta
+
+
+class Made(TorchDispatchMode):
+    """Count the bytes of the tensors that are made, in storages of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = dict[int, int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {each.untyped_storage().data_ptr() for each in tree_leaves((args, kwargs)) if is_plain(each)}
+        out = func(*args, **(kwargs or {}))
+        made = (each.untyped_storage() for each in tree_leaves(out) if is_plain(each))
+        self.bytes.update({each.data_ptr(): each.nbytes() for each in made if each.data_ptr() not in given})
+        return out
+
+
+def test_spreading_copies_a_share_and_no_more(toy: Any, ranks: Ranks) -> None:
+    model = toy.parts(tie_embeddings=True).model
+    model.understanding.requires_grad_(False)
+    begun = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def spread(_: int) -> int:
+        dist.init_process_group("gloo")
+        with Made() as made:
+            shards = sharded(model, init_device_mesh("cpu", (2,)))
+        assert sum(made.bytes.values()) < 0.6 * sum(each.nbytes for each in model.parameters())
+        assert shards.head.weight is shards.embedding.weight
+        assert [each.requires_grad for each in shards.parameters()] == [
+            each.requires_grad for each in model.parameters()
+        ]
+        assert all(torch.equal(whole_tensor(each), begun[name]) for name, each in shards.state_dict().items())
+        with torch.no_grad():
+            shards.head.weight.zero_()
+        assert all(torch.equal(each, begun[name]) for name, each in model.state_dict().items()), "the whole stays"
+        return 0
+
+    assert ranks(2, spread) == [0, 0]
 
 
 def test_shards_go_on_in_shards(toy: Any, tmp_path: Path, ranks: Ranks, capfd: pytest.CaptureFixture[str]) -> None:
