@@ -1,5 +1,6 @@
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from anymodal.__main__ import main
 from anymodal.learning.config import Ratios, RunConfig, StageConfig
 
 NAMES = ("sampling", "peers", "ours", "figures", "speculation", "contestants", "training", "loading", "costs", "trials",
-         "designs", "image_tokenizers", "sweep", "card")  # fmt: skip
+         "designs", "image_tokenizers", "sweep", "card", "faults")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,26 @@ def test_costs_are_counted_for_every_stage(programs: dict[str, ModuleType], tmp_
     by_hand = 6 * 6.476e9 * tokens + 12 * 32 * 4096 * 1056 * tokens + 6 * 65_537 * 4096 * 2 * 1025
     assert flops == pytest.approx(by_hand, rel=1e-3)
     assert [costs.span(seconds) for seconds in (30, 90, 7200, 86400 * 900)] == ["30 s", "1.5 min", "2 h", "2.5 years"]
+
+
+def test_faults_are_counted_and_told(programs: dict[str, ModuleType], tmp_path: Path, root: Path) -> None:
+    record, page = tmp_path / "faults.json", tmp_path / "page.md"
+    page.write_text("<!-- faults:begin --><!-- faults:end -->")
+    about = {"machine": "a machine", "date": "long ago", "commit": "0"}
+    record.write_text(json.dumps({"long": {"test_x.py::test_y_z": {"made": 1000, "survived": 999, **about}}}))
+    for name in ("test_no_flip_in_a_payload_is_silent", "test_one_step_is_left_out"):
+        file = "test_broken_shards.py" if "flip" in name else "test_not_finite.py"
+        words = ["-q", "-p", "no:cacheprovider", f"{root}/tests/faults/{file}::{name}", "--record", str(record)]
+        assert subprocess.run([sys.executable, "-m", "pytest", *words], cwd=root, check=False).returncode == 0
+    found = json.loads(record.read_text())
+    assert {name: (each["made"], each["survived"]) for name, each in found["short"].items()} == {
+        "test_broken_shards.py::test_no_flip_in_a_payload_is_silent": (100, 100),
+        "test_not_finite.py::test_one_step_is_left_out": (2, 2),  # two of four wait for the long form
+    }
+    programs["faults"].main(["--record", str(record), "--readme", str(page)])
+    assert "The long form: 999 of 1,000 faults survived. a machine; long ago, commit 0." in page.read_text()
+    assert "| x: y z | 1,000 | 999 |" in page.read_text()
+    assert "The short form: 102 of 102 faults survived." in page.read_text()
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from anymodal.learning.unified_run import train_unified
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="a process that may have started CUDA does not fork"),
     pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("tally"),
 ]
 
 RUN = RunConfig(

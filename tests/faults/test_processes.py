@@ -128,6 +128,7 @@ def test_a_damaged_shard_is_seen_and_the_checkpoint_before_it_taken(
     assert_learned(tmp_path, whole)
 
 
+@pytest.mark.usefixtures("tally")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_one_process_reads_whole_checkpoints_and_its_word_holds_for_all(
     toy: Any, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch, strategy: str
@@ -150,6 +151,7 @@ def test_one_process_reads_whole_checkpoints_and_its_word_holds_for_all(
     assert_learned(out, expected)
 
 
+@pytest.mark.usefixtures("tally")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_all(
     toy: Any, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch, strategy: str
