@@ -31,6 +31,12 @@ IMAGE_TOKENIZER = (
     *("--run.validate_every", "4", "--run.validation_steps", "1", "--optimizer.warmup_steps", "2"),
 )
 ADVERSARIAL = ("--losses.adversarial_weight", "0.5", "--losses.adversarial_start", "3", "--losses.lecam_weight", "0.3")
+OTHERS = {
+    "bf16": ("--run.precision", "bf16"),
+    "muon": ("--optimizer.name", "muon"),
+    "bf16 muon": ("--run.precision", "bf16", "--optimizer.name", "muon"),
+}
+"""Beside float32 and AdamW; all runs keep an average."""
 
 
 def logged(out: Path) -> list[dict[str, str]]:
@@ -156,6 +162,18 @@ def test_kills_change_nothing(programs: Any, whole: Path, tmp_path: Path, steps:
     killed, in_epoch = kill(programs, whole, tmp_path, steps, count, 900_000, tally)
     assert min(killed.values()) >= count // 5
     assert max(in_epoch.values()) >= 5
+
+
+@pytest.mark.parametrize("words", OTHERS.values(), ids=OTHERS)
+def test_kills_change_no_other_arithmetic(
+    programs: Any, tmp_path: Path, long: bool, tally: Any, words: tuple[str, ...]
+) -> None:
+    steps, count = EPOCH_STEPS, 50 if long else 4
+    run = replace(programs, words=[*programs.words, *words])
+    ended = run(tmp_path / "whole", "--run.steps", str(steps), diary=True)
+    assert ended.code == 0, ended.log
+    killed, _ = kill(run, tmp_path / "whole", tmp_path, steps, count, 900_000, tally)
+    assert len(killed) >= (3 if long else 1)
 
 
 @pytest.mark.parametrize("losses", [(), ADVERSARIAL], ids=["reconstructing", "adversarial"])
