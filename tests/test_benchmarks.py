@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 
 import anymodal
 from anymodal.__main__ import main
-from anymodal.learning.config import Ratios, RunConfig, StageConfig
+from anymodal.configuration import from_dict
+from anymodal.learning.config import ImageObjectiveConfig, Ratios, RunConfig, StageConfig
+from anymodal.tokens.image_config import ImageTokenizerConfig, QuantizerConfig
 
 NAMES = ("sampling", "peers", "ours", "figures", "speculation", "contestants", "training", "loading", "costs", "trials",
-         "designs", "image_tokenizers", "sweep", "card", "faults")  # fmt: skip
+         "designs", "image_tokenizers", "sweep", "card", "faults", "picture_costs")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +182,30 @@ def test_costs_are_counted_for_every_stage(programs: dict[str, ModuleType], tmp_
     by_hand = 6 * 6.476e9 * tokens + 12 * 32 * 4096 * 1056 * tokens + 6 * 65_537 * 4096 * 2 * 1025
     assert flops == pytest.approx(by_hand, rel=1e-3)
     assert [costs.span(seconds) for seconds in (30, 90, 7200, 86400 * 900)] == ["30 s", "1.5 min", "2 h", "2.5 years"]
+
+
+def test_image_tokenizers_cost_what_their_products_take(programs: dict[str, ModuleType], root: Path) -> None:
+    costs = programs["picture_costs"]
+    quantizer = QuantizerConfig(kind="l2-vq", codebook_size=512, codebook_dim=4)
+    config = ImageTokenizerConfig(channels=(8, 16), blocks=1, latent_channels=12, patch=2, quantizer=quantizer)
+    picture = costs.Picture.of(config, 32)
+    fine, coarse = 16**2, 8**2  # places of either width
+    encoder = fine * (12 * 8 + 2 * 9 * 8 * 8) + coarse * (4 * 8 * 16 + 2 * 16 * 16 + 16 * 12)
+    decoder = coarse * 9 * (12 * 16 + 4 * 16 * 16 + 16 * 32) + fine * 9 * (4 * 8 * 8 + 8 * 12)
+    assert picture.codes == coarse
+    assert picture.encode == 2 * (encoder + coarse * (12 * 4 + 512 * 4))
+    assert picture.decode == 2 * (decoder + coarse * 4 * 12)
+    run, plain = RunConfig(steps=100), ImageObjectiveConfig(size=32)
+    assert picture.learning(plain, run) == 3 * (picture.encode + picture.decode)
+    assert picture.learning(replace(plain, trains="decoder"), run) == picture.encode + 3 * picture.decode
+    judged = replace(plain, adversarial_weight=0.5, adversarial_start=75)
+    assert picture.learning(judged, run) - picture.learning(plain, run) == 0.25 * 9 * picture.judge
+    written = (root / "docs" / "training.md").read_text(encoding="utf-8")
+    for path in root.glob("configs/*/*.yaml"):
+        if "\nlosses:" in path.read_text(encoding="utf-8"):
+            shape = from_dict(ImageTokenizerConfig, costs.shape_of(path), "tokenizer")
+            encode = costs.Picture.of(shape, 64).encode
+            assert f"| `{path.parent.name}/{path.stem}` | 64 | {encode / 1e9:,.3g} | " in written
 
 
 def test_faults_are_counted_and_told(programs: dict[str, ModuleType], tmp_path: Path, root: Path) -> None:
