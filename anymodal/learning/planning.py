@@ -111,8 +111,8 @@ def plan_of(
     learn = sum(own for _, own in counts.values())
     states = 2 * learn - (matrices if optimizer.name == "muon" else 0)  # Muon keeps one average, AdamW two
     gradients = sum(each.numel() for name, each in parts.model.named_parameters() if name in trained)
-    size = len(batches.index)
-    shares = [batches.order.count(number, run.steps) / run.steps for number in range(len(batches.tasks))]
+    sizes = {each.source.name: sum(each.part.shard_sizes) for each in batches.sources}
+    shares = [batches.order.count(number, run.steps) / run.steps for number in range(len(sizes))]
     return Plan(
         parts=counts,
         memory=Memory(
@@ -123,7 +123,7 @@ def plan_of(
         ),
         steps=run.steps,
         documents=run.batch_size,
-        epochs={task: size / share for task, share in zip(batches.tasks, shares, strict=True) if share},
+        epochs={name: size / share for (name, size), share in zip(sizes.items(), shares, strict=True) if share},
         tokens=real / len(first),
         padding=1 - real / places,
     )

@@ -112,7 +112,7 @@ def test_what_any_process_skips_is_counted(
     toy: Any, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = ShardIndex.open(toy.coded)
-    bare = [Sample(f"bare-{i}", {"txt": b"a dog"}) for i in range(12)]
+    bare = [Sample(f"bare-{i}", {"txt": b"a dog", "codes.0000.npy": b"of another tokenizer"}) for i in range(12)]
     write_shards([*(index.read(i) for i in range(len(index))), *bare], f"{tmp_path}/mixed/%06d.tar")
     told = tmp_path / "told"
     monkeypatch.setattr(fitting.log, "warning", lambda text, *values: told.open("a").write(text % values))
