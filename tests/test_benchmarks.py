@@ -18,7 +18,7 @@ from anymodal.learning.config import ImageObjectiveConfig, Ratios, RunConfig, St
 from anymodal.tokens.image_config import ImageTokenizerConfig, QuantizerConfig
 
 NAMES = ("sampling", "peers", "ours", "figures", "speculation", "contestants", "training", "loading", "costs", "trials",
-         "designs", "image_tokenizers", "sweep", "card", "faults", "picture_costs")  # fmt: skip
+         "designs", "image_tokenizers", "sweep", "card", "faults", "picture_costs", "accelerated")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +147,37 @@ def test_training_computes_the_loss_of_transformers(programs: dict[str, ModuleTy
         assert rows["flops"] > 0
     assert list(found["heads"]["toy"]["heads"])[0] == "full logits"
     assert readme.read_text().count("| packed documents | anymodal |") == 1
+    assert readme.read_text().count("on a GPU: not measured (no CUDA device).") == 3
+
+
+def test_a_gpu_trains_what_the_goals_ask_for(
+    programs: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerated, out, readme = programs["accelerated"], tmp_path / "training.json", tmp_path / "README.md"
+    readme.write_text("<!-- training:begin --><!-- training:end -->")
+    out.write_text(json.dumps({"steps": {}, "heads": {}, "gpu": {"7b": {"not_measured": "no CUDA device"}}}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    measure = accelerated.measure
+    toy = accelerated.TRAININGS["toy"]
+    monkeypatch.setattr(accelerated, "measure", lambda training, device, rounds: measure(toy, "cpu", rounds))
+    words = ["--device", "cuda", "--shapes", "160m", "--rounds", "2", "--out", str(out), "--readme", str(readme)]
+    programs["training"].main(words)
+    found = json.loads(out.read_text())["gpu"]["160m"]["steps"]
+    assert found.keys() == set(toy.names)
+    first = found["anymodal"]
+    for each in found.values():
+        assert each["loss"] == pytest.approx(first["loss"], abs=0.3), "the same rows, and weights that are drawn anew"
+        assert each["parameters"] == first["parameters"]
+        assert each["flops"] == first["flops"] > 0
+        assert len(each["seconds"]) == 2
+    page = readme.read_text()
+    assert "**160m** on a GPU, bfloat16, 2 x 64 tokens of packed documents" in page
+    assert "**7b** on a GPU: not measured (no CUDA device)." in page
+    for name, millions in {"160m": 160, "1b": 1700, "7b": 6900}.items():
+        model = accelerated.ours_of(accelerated.TRAININGS[name].shape, 2048, torch.device("meta"))
+        assert sum(each.numel() for each in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.1)
 
 
 def test_loading_stands_beside_webdataset(programs: dict[str, ModuleType], tmp_path: Path) -> None:
