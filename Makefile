@@ -24,8 +24,8 @@ demo: install  ## Train tokenizers and a model from nothing, draw and answer: de
 test: install  ## Run all tests; ARGS="-k name" runs some
 	$(VENV)/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
-faults: install  ## Kill, starve and corrupt runs as often as a release wants
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --long tests/faults $(ARGS)
+faults: install  ## Kill, starve and corrupt runs as often as a release wants; benchmarks/faults.json says how many
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --long tests/faults --record benchmarks/faults.json $(ARGS)
 
 check: install  ## Lint, check types and hold the import rule
 	$(VENV)/bin/ruff check .

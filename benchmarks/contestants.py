@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from peers import PRECISIONS, Shape
 from sampling import race, settings
-from torch import Tensor, nn
+from torch import Tensor
 
 from anymodal.learning.allocation import keep_freed_memory
 from anymodal.learning.config import OptimizerConfig, RunConfig
@@ -46,23 +46,23 @@ class Rows:
     mask: Tensor | None
 
     @classmethod
-    def draw(cls, vocabulary: int, *, packed: bool) -> "Rows":
+    def draw(cls, vocabulary: int, *, packed: bool, count: int = ROWS, length: int = LENGTH) -> "Rows":
         """Draw rows of random ids: one document each, or documents of a few dozen tokens behind each other."""
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(3, vocabulary, (ROWS, LENGTH + 1), generator=generator)
-        positions = torch.arange(LENGTH).expand(ROWS, -1)
+        ids = torch.randint(3, vocabulary, (count, length + 1), generator=generator)
+        positions = torch.arange(length).expand(count, -1)
         batch = Batch(ids=ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous(), positions=positions)
         if not packed:
             return cls(batch, None)
-        begins = torch.rand(ROWS, LENGTH, generator=generator) < 1 / 48
+        begins = torch.rand(count, length, generator=generator) < 1 / 48
         begins[:, 0] = True
-        batch.documents = begins.flatten().cumsum(0).view(ROWS, LENGTH) - 1
+        batch.documents = begins.flatten().cumsum(0).view(count, length) - 1
         batch.positions = positions - torch.where(begins, positions, 0).cummax(1).values
         same = batch.documents[:, None, :, None] == batch.documents[:, None, None, :]
-        return cls(batch, same & torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril())
+        return cls(batch, same & torch.ones(length, length, dtype=torch.bool).tril())
 
 
-def llama(shape: Shape, vocabulary: int) -> nn.Module:
+def llama(shape: Shape, vocabulary: int, length: int = 1024) -> Any:
     """Build transformers' model."""
     import transformers  # noqa: PLC0415
 
@@ -70,7 +70,7 @@ def llama(shape: Shape, vocabulary: int) -> nn.Module:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=vocabulary, hidden_size=shape.dim, intermediate_size=shape.hidden_dim, rms_norm_eps=1e-6,
         num_hidden_layers=shape.depth, num_attention_heads=shape.num_heads, num_key_value_heads=shape.num_heads,
-        max_position_embeddings=1024, tie_word_embeddings=False,
+        max_position_embeddings=length, tie_word_embeddings=False,
     )).train()  # fmt: skip
 
 

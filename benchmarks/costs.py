@@ -4,7 +4,7 @@
 
 Nothing is trained. Operations of a step are those of arXiv:2204.02311, appendix B (`anymodal.learning.flops`), over
 documents in the stage's ratios, as long as `Model` says; hours divide them by a machine's rate and the share of it that
-training reaches, both of which the table names.
+training reaches, both of which the table names. Those of image tokenizers are counted in `picture_costs.py`.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import picture_costs
 import torch
 import yaml
 from figures import splice
@@ -20,6 +21,7 @@ from figures import splice
 from anymodal.configuration import from_dict
 from anymodal.learning.config import RunConfig, StageConfig
 from anymodal.learning.flops import NOMINAL_FLOPS, StepFlops, measured_flops
+from anymodal.learning.stages import only_training
 from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
 from anymodal.model.unified import AnyModal
 from anymodal.scoring.machine import facts
@@ -27,6 +29,7 @@ from anymodal.tokens.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "training.md"
+OF_PICTURES = "Image tokenizers, and the codes of pictures, which are made once; those without steps come trained."
 CPU_SHARE, GPU_SHARE, CLUSTER = 0.5, 0.4, 64
 
 
@@ -108,7 +111,9 @@ def step(model: Model, stage: StageConfig, run: RunConfig) -> tuple[float, float
     """Return the tokens and the operations of a step."""
     vocabulary = Vocabulary.build(text_size=model.text_size, specials={"boi": 0}, codebook_size=model.codebook_size)
     with torch.device("meta"):
-        costs = StepFlops.of(AnyModal(model.config, vocabulary))
+        built = AnyModal(model.config, vocabulary)
+    with only_training(built, stage):
+        costs = StepFlops.of(built)
     shares = {task: share for task, share in vars(stage.ratios).items() if share}
     tokens = flops = 0.0
     for task, share in shares.items():
@@ -146,8 +151,8 @@ def span(seconds: float) -> str:
     return f"{seconds:.2g} s"
 
 
-def table(recipes: Sequence[Path]) -> str:
-    """Return the whole table."""
+def table(recipes: Sequence[Path], pictures: Sequence[Path]) -> str:
+    """Return the tables of models and of image tokenizers."""
     cpu = measured_flops(torch.device("cpu"), torch.float32)
     head = (
         f"| stage | steps | tokens a step | TFLOP a step | EFLOP in all | this CPU | one H200 | {CLUSTER} H200 |\n"
@@ -156,7 +161,8 @@ def table(recipes: Sequence[Path]) -> str:
     return "\n".join([
         f"Counted, not measured. {facts()['Processor']}: {cpu / 1e9:.0f} GFLOP/s of float32 products, of which "
         f"{CPU_SHARE:.0%}; H200: {NOMINAL_FLOPS['H200'] / 1e12:.0f} TFLOP/s in bfloat16, as its maker states, of which "
-        f"{GPU_SHARE:.0%}.", "", head, *rows(recipes, cpu),
+        f"{GPU_SHARE:.0%}.", "", head, *rows(recipes, cpu), "", OF_PICTURES, "",
+        picture_costs.table(pictures, cpu * CPU_SHARE, NOMINAL_FLOPS["H200"] * GPU_SHARE, span),
     ])  # fmt: skip
 
 
@@ -165,8 +171,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readme", type=Path, nargs="?", const=PAGE, help="splice the table into it")
     options = parser.parse_args(argv)
-    recipes = [path for path in sorted(ROOT.glob("configs/*/*.yaml")) if "\nstage:" in path.read_text(encoding="utf-8")]
-    found = table(recipes)
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("configs/*/*.yaml"))}
+    recipes, pictures = ([path for path, text in texts.items() if key in text] for key in ("\nstage:", "\nlosses:"))
+    found = table(recipes, pictures)
     print(found)
     if options.readme is not None:
         splice(options.readme, found, "costs")

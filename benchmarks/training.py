@@ -2,6 +2,7 @@
 
     python benchmarks/training.py --readme
     python benchmarks/training.py --shapes 170m --precisions bfloat16
+    python benchmarks/training.py --device cuda --readme
     python benchmarks/training.py --quick --out /tmp/training.json
 
 A step is forward, backward, clipping and AdamW, on the same weights and the same rows, everyone in a process of its
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import accelerated
 import torch
 import torch.nn.functional as F
 from contestants import CODES, KINDS, LENGTH, ROWS, VOCABULARY, Contestant, Rows, Trainings, clock, peak_bytes, sizes
@@ -37,6 +39,7 @@ TRAINED = {
     "40m":  Shape(512, 6, 8, 1376, VOCABULARY - CODES, CODES),
     "170m": SHAPES["150m"],
 }  # fmt: skip
+GOALS = ("160m", "1b", "7b")
 HEADS = {"toy": (64, 32, 512), "20k": (1152, 512, 20480), "65k": (4096, 1024, 65536)}
 """Targets, width and classes of a loss head."""
 
@@ -116,6 +119,8 @@ def tables(found: dict[str, Any]) -> str:
     for name, each in found["steps"].items():
         head = f"**{name}**, {each['parameters'] / 1e6:.0f} M parameters, {ROWS} x {LENGTH} tokens. {_where(each)}"
         parts += [head, "\n".join(_step_lines(each))]
+    for name, each in found["gpu"].items():
+        parts += accelerated.lines(name, each)
     for each in found["heads"].values():
         head = f"Loss head of {each['targets']} targets, width {each['dim']}, {each['classes']} classes, float32."
         parts += [f"{head} {_where(each)}", "\n".join(_head_lines(each))]
@@ -168,10 +173,25 @@ def _megabytes(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:,.0f} MB"
 
 
+def on_gpu(found: dict[str, Any], options: argparse.Namespace, about: dict[str, Any]) -> None:
+    """Measure the shapes that are asked of a GPU; what was never measured says so."""
+    goals = found.setdefault("gpu", {})
+    for name in GOALS:
+        goals.setdefault(name, {"not_measured": "no CUDA device"})
+    if options.device == "cpu" or not torch.cuda.is_available():
+        return
+    for name in options.shapes or GOALS:
+        print(f"{name} on a GPU", file=sys.stderr)
+        measured = accelerated.measure(accelerated.TRAININGS[name], options.device, options.rounds)
+        goals[name] = {**about, "device": "cuda", **measured}
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the tables and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="*", choices=list(TRAINED), default=["40m"])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: shapes of 160 M, 1 B and 7 B")
+    parser.add_argument("--shapes", nargs="*", choices=[*TRAINED, *GOALS], help="by default 40m, on a GPU all")
     parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=["float32"])
     parser.add_argument("--heads", nargs="*", choices=list(HEADS), default=["20k"])
     parser.add_argument("--rounds", type=int, default=5)
@@ -187,7 +207,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = json.loads(options.out.read_text(encoding="utf-8"))
     with settings(options.threads):
         about = {**measured_on(SHAPES["toy"], 0.0), "rounds": options.rounds}
-        for shape in options.shapes:
+        on_gpu(found, options, about)
+        if options.device == "cuda":
+            options.shapes, options.heads = [], []
+        for shape in ["40m"] if options.shapes is None else options.shapes:
             for precision in options.precisions:
                 print(f"{shape} {precision}", file=sys.stderr)
                 measured = measure(TRAINED[shape], precision, options.rounds, quick=options.quick)

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="repeat the fault tests as often as a release wants")
+    parser.addoption("--record", type=Path, metavar="PATH", help="note in a JSON file how many faults were survived")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,12 +13,15 @@ import torch
 
 import anymodal
 from anymodal.__main__ import main
-from anymodal.learning.config import Ratios, RunConfig, StageConfig
+from anymodal.configuration import from_dict
+from anymodal.learning.config import ImageObjectiveConfig, Ratios, RunConfig, StageConfig
 from anymodal.model.folder import fingerprint_of
 from anymodal.pipeline import find_folder
+from anymodal.tokens.image_config import ImageTokenizerConfig, QuantizerConfig
 
 NAMES = ("sampling", "peers", "ours", "figures", "speculation", "contestants", "training", "loading", "costs", "trials",
-         "designs", "image_tokenizers", "sweep", "card", "provenance", "tokenizer_losses")  # fmt: skip
+         "designs", "image_tokenizers", "sweep", "card", "faults", "picture_costs", "accelerated", "provenance",
+         "tokenizer_losses")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +150,37 @@ def test_training_computes_the_loss_of_transformers(programs: dict[str, ModuleTy
         assert rows["flops"] > 0
     assert list(found["heads"]["toy"]["heads"])[0] == "full logits"
     assert readme.read_text().count("| packed documents | anymodal |") == 1
+    assert readme.read_text().count("on a GPU: not measured (no CUDA device).") == 3
+
+
+def test_a_gpu_trains_what_the_goals_ask_for(
+    programs: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerated, out, readme = programs["accelerated"], tmp_path / "training.json", tmp_path / "README.md"
+    readme.write_text("<!-- training:begin --><!-- training:end -->")
+    out.write_text(json.dumps({"steps": {}, "heads": {}, "gpu": {"7b": {"not_measured": "no CUDA device"}}}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    measure = accelerated.measure
+    toy = accelerated.TRAININGS["toy"]
+    monkeypatch.setattr(accelerated, "measure", lambda training, device, rounds: measure(toy, "cpu", rounds))
+    words = ["--device", "cuda", "--shapes", "160m", "--rounds", "2", "--out", str(out), "--readme", str(readme)]
+    programs["training"].main(words)
+    found = json.loads(out.read_text())["gpu"]["160m"]["steps"]
+    assert found.keys() == set(toy.names)
+    first = found["anymodal"]
+    for each in found.values():
+        assert each["loss"] == pytest.approx(first["loss"], abs=0.3), "the same rows, and weights that are drawn anew"
+        assert each["parameters"] == first["parameters"]
+        assert each["flops"] == first["flops"] > 0
+        assert len(each["seconds"]) == 2
+    page = readme.read_text()
+    assert "**160m** on a GPU, bfloat16, 2 x 64 tokens of packed documents" in page
+    assert "**7b** on a GPU: not measured (no CUDA device)." in page
+    for name, millions in {"160m": 160, "1b": 1700, "7b": 6900}.items():
+        model = accelerated.ours_of(accelerated.TRAININGS[name].shape, 2048, torch.device("meta"))
+        assert sum(each.numel() for each in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.1)
 
 
 def test_loading_stands_beside_webdataset(programs: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -180,6 +216,50 @@ def test_costs_are_counted_for_every_stage(programs: dict[str, ModuleType], tmp_
     by_hand = 6 * 6.476e9 * tokens + 12 * 32 * 4096 * 1056 * tokens + 6 * 65_537 * 4096 * 2 * 1025
     assert flops == pytest.approx(by_hand, rel=1e-3)
     assert [costs.span(seconds) for seconds in (30, 90, 7200, 86400 * 900)] == ["30 s", "1.5 min", "2 h", "2.5 years"]
+
+
+def test_image_tokenizers_cost_what_their_products_take(programs: dict[str, ModuleType], root: Path) -> None:
+    costs = programs["picture_costs"]
+    quantizer = QuantizerConfig(kind="l2-vq", codebook_size=512, codebook_dim=4)
+    config = ImageTokenizerConfig(channels=(8, 16), blocks=1, latent_channels=12, patch=2, quantizer=quantizer)
+    picture = costs.Picture.of(config, 32)
+    fine, coarse = 16**2, 8**2  # places of either width
+    encoder = fine * (12 * 8 + 2 * 9 * 8 * 8) + coarse * (4 * 8 * 16 + 2 * 16 * 16 + 16 * 12)
+    decoder = coarse * 9 * (12 * 16 + 4 * 16 * 16 + 16 * 32) + fine * 9 * (4 * 8 * 8 + 8 * 12)
+    assert picture.codes == coarse
+    assert picture.encode == 2 * (encoder + coarse * (12 * 4 + 512 * 4))
+    assert picture.decode == 2 * (decoder + coarse * 4 * 12)
+    run, plain = RunConfig(steps=100), ImageObjectiveConfig(size=32)
+    assert picture.learning(plain, run) == 3 * (picture.encode + picture.decode)
+    assert picture.learning(replace(plain, trains="decoder"), run) == picture.encode + 3 * picture.decode
+    judged = replace(plain, adversarial_weight=0.5, adversarial_start=75)
+    assert picture.learning(judged, run) - picture.learning(plain, run) == 0.25 * 9 * picture.judge
+    written = (root / "docs" / "training.md").read_text(encoding="utf-8")
+    for path in root.glob("configs/*/*.yaml"):
+        if "\nlosses:" in path.read_text(encoding="utf-8"):
+            shape = from_dict(ImageTokenizerConfig, costs.shape_of(path), "tokenizer")
+            encode = costs.Picture.of(shape, 64).encode
+            assert f"| `{path.parent.name}/{path.stem}` | 64 | {encode / 1e9:,.3g} | " in written
+
+
+def test_faults_are_counted_and_told(programs: dict[str, ModuleType], tmp_path: Path, root: Path) -> None:
+    record, page = tmp_path / "faults.json", tmp_path / "page.md"
+    page.write_text("<!-- faults:begin --><!-- faults:end -->")
+    about = {"machine": "a machine", "date": "long ago", "commit": "0"}
+    record.write_text(json.dumps({"long": {"test_x.py::test_y_z": {"made": 1000, "survived": 999, **about}}}))
+    for name in ("test_no_flip_in_a_payload_is_silent", "test_one_step_is_left_out"):
+        file = "test_broken_shards.py" if "flip" in name else "test_not_finite.py"
+        words = ["-q", "-p", "no:cacheprovider", f"{root}/tests/faults/{file}::{name}", "--record", str(record)]
+        assert subprocess.run([sys.executable, "-m", "pytest", *words], cwd=root, check=False).returncode == 0
+    found = json.loads(record.read_text())
+    assert {name: (each["made"], each["survived"]) for name, each in found["short"].items()} == {
+        "test_broken_shards.py::test_no_flip_in_a_payload_is_silent": (100, 100),
+        "test_not_finite.py::test_one_step_is_left_out": (2, 2),  # two of four wait for the long form
+    }
+    programs["faults"].main(["--record", str(record), "--readme", str(page)])
+    assert "The long form: 999 of 1,000 faults survived. a machine; long ago, commit 0." in page.read_text()
+    assert "| x: y z | 1,000 | 999 |" in page.read_text()
+    assert "The short form: 102 of 102 faults survived." in page.read_text()
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ def main(
     losses: ImageObjectiveConfig = ImageObjectiveConfig(),
     optimizer: OptimizerConfig = OptimizerConfig(),
     run: RunConfig = RunConfig(),
+    dry_run: bool = False,
 ) -> int:
     """Train an image tokenizer.
 
@@ -40,38 +41,37 @@ def main(
         losses: what it minimises.
         optimizer: how it learns.
         run: how long it trains and what it writes on its way.
+        dry_run: say what the run would do (parts, memory, epochs), write OUT/first_batch.png, train nothing.
     """
     import torch
 
     from anymodal.data.opening import open_shards
-    from anymodal.data.pictures import to_image
     from anymodal.data.samples import pixels_of
-    from anymodal.data.sheet import contact_sheet
     from anymodal.learning.distributed import is_first
+    from anymodal.learning.image_planning import dry_run as plan
+    from anymodal.learning.image_planning import redrawn
     from anymodal.learning.image_run import train_image_tokenizer
     from anymodal.tokens.image import ImageTokenizer
 
-    if start is not None and tokenizer != ImageTokenizerConfig():
-        raise ValueError(f"the shape of the tokenizer comes from --start {start}; leave the options tokenizer.* out.")
-    if start is None and losses.trains == "decoder":
-        raise ValueError("losses.trains decoder needs a trained tokenizer whose codes stay; name it with --start.")
+    _check(start, tokenizer, losses)
     torch.manual_seed(run.seed)
     built = ImageTokenizer(tokenizer) if start is None else ImageTokenizer.from_pretrained(start).train()
-    shown = open_shards(data, data.held_out or data.train, needs=("picture",))
-    real = torch.stack([pixels_of(shown.read(i), losses.size, "crop") for i in range(min(12, len(shown)))])
-
-    def show(step: int) -> None:
-        drawn = built.decode(built.encode(real))
-        sheet = contact_sheet([to_image(picture) for picture in (*real, *drawn)], columns=len(real))
-        (out / "samples").mkdir(parents=True, exist_ok=True)
-        sheet.save(out / "samples" / f"step-{step:08d}.png")
-
     features = None
     if losses.perceptual_weight:
         from anymodal.scoring.features import feature_maps
 
         features = feature_maps()
     sections: dict[str, Any] = {"data": data, "losses": losses, "optimizer": optimizer, "run": run}
+    if dry_run:
+        print(plan(built, **sections, out=out, features=features))
+        return 0
+    shown = open_shards(data, data.held_out or data.train, needs=("picture",))
+    real = torch.stack([pixels_of(shown.read(i), losses.size, "crop") for i in range(min(12, len(shown)))])
+
+    def show(step: int) -> None:
+        (out / "samples").mkdir(parents=True, exist_ok=True)
+        redrawn(built, real).save(out / "samples" / f"step-{step:08d}.png")
+
     base, folder = "" if start is None else str(start), out / "image_tokenizer"
     code = train_image_tokenizer(built, **sections, out=out, base=base, features=features, show=show)
     if is_first() and code:
@@ -79,3 +79,10 @@ def main(
     elif is_first():
         print(f"{folder}: fingerprint {ImageTokenizer.from_pretrained(folder).fingerprint}")
     return code
+
+
+def _check(start: Path | None, tokenizer: ImageTokenizerConfig, losses: ImageObjectiveConfig) -> None:
+    if start is not None and tokenizer != ImageTokenizerConfig():
+        raise ValueError(f"the shape of the tokenizer comes from --start {start}; leave the options tokenizer.* out.")
+    if start is None and losses.trains == "decoder":
+        raise ValueError("losses.trains decoder needs a trained tokenizer whose codes stay; name it with --start.")

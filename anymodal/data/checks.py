@@ -17,6 +17,7 @@ class Holds(IntFlag):
     CAPTION = 2
     TURNS = 4
     CODES = 8
+    QUESTIONS = 16
 
 
 class SetAside(ValueError):  # noqa: N818 (what happens, as a noun)
@@ -54,7 +55,7 @@ def check_members(
                 holds |= Holds.PICTURE
         elif extension.rpartition(".")[2] == "npy":
             holds |= Holds.CODES
-    if not holds:
+    if not holds & ~Holds.QUESTIONS:  # about nothing
         raise SetAside("no picture, caption or turns", f"only {', '.join(members) or 'nothing'}")
     return holds
 
@@ -89,7 +90,10 @@ def check_record(record: Mapping[str, Any], members: Mapping[str, bytes]) -> Hol
         raise SetAside("captions broken", "a list of texts that are not empty was expected")
     if captions:
         holds |= Holds.CAPTION
-    check_questions(record.get("questions", []))
+    questions = record.get("questions", [])
+    check_questions(questions)
+    if questions:
+        holds |= Holds.QUESTIONS
     turns = record.get("turns")
     if turns is not None:
         check_turns(turns, members)

@@ -36,7 +36,7 @@ OPEN_FILES = 64
 OPEN_TABLES = 64
 PROBES = 8  # headers of a shard that are looked at when it is opened
 
-Need = Literal["picture", "caption", "turns", "codes"]
+Need = Literal["picture", "caption", "turns", "codes", "questions"]
 logger = logging.getLogger(__name__)
 
 
@@ -103,7 +103,7 @@ class ShardIndex:
         """Open the shards that the patterns name; a shard without an index is read through once to make it.
 
         The pass can be interrupted: what is indexed stays indexed. An index stands beside its shard, or in
-        `index_folder` where it cannot. `needs` leaves samples out that lack a picture, caption, turns or codes.
+        `index_folder` where it cannot. `needs` leaves samples out that lack one of what it names.
         `progress` is wrapped around the shards. Remote shards need a `cache`, which keeps their indexes, too.
 
         Raises ValueError when nothing matches, a shard is broken or has changed since it was indexed, an index cannot
@@ -147,6 +147,19 @@ class ShardIndex:
         index._records = tuple(paths)
         index.extensions = ((f"codes.{fingerprint}.npy",),) * len(paths)
         return index
+
+    def holding(self, needs: Sequence[Need]) -> "ShardIndex":
+        """Return the index of the samples that hold all of this, too."""
+        index = ShardIndex(
+            self.shards, self._indexes, self._summaries, tuple(dict.fromkeys((*self.needs, *needs))), self.cache
+        )
+        index._records, index.extensions = self._records, self.extensions
+        return self if len(index) == len(self) else index  # files that are open serve all who read them
+
+    @property
+    def has_records(self) -> bool:
+        """Whether codes stand beside the shards."""
+        return bool(self._records)
 
     def __len__(self) -> int:
         """Return the number of good samples."""
@@ -306,7 +319,7 @@ def _open_shard(
         if place.exists():
             old = load_summary(place)
             _check_unchanged(path, place, old)
-            if old.image_keys == image_keys and old.pictures_verified >= verify_pictures:
+            if old.serves(image_keys=image_keys, verify_pictures=verify_pictures):
                 return place, old
     logger.info("indexing %s", shard)
     table = scan_shard(path, image_keys=image_keys, verify_pictures=verify_pictures)

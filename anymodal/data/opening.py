@@ -33,6 +33,20 @@ def parts_of(data: DataConfig, index: ShardIndex) -> tuple[Part, ...]:
     )
 
 
+def parts_in(index: ShardIndex, parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Return what an index of fewer samples holds of the parts of another one of the same shards."""
+    ends = list(accumulate(len(part.shard_sizes) for part in parts))
+    assert ends[-1] == len(index.shards), "the parts hold every shard"
+    return tuple(
+        Part(
+            sum(index.shard_sizes[: end - len(part.shard_sizes)]),
+            index.shard_sizes[end - len(part.shard_sizes) : end],
+            part.ratio,
+        )
+        for part, end in zip(parts, ends, strict=True)
+    )
+
+
 def open_shards(
     data: DataConfig,
     patterns: str,

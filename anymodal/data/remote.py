@@ -148,7 +148,7 @@ class ShardCache:
             _fetch_index(address + SUFFIX, place)
         if place.exists():
             summary = load_summary(place)
-            if summary.image_keys == image_keys and summary.pictures_verified >= verify_pictures:
+            if summary.serves(image_keys=image_keys, verify_pictures=verify_pictures):
                 return place, summary
         descriptor = self._fetched(address)
         try:

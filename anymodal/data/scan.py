@@ -19,6 +19,8 @@ from anymodal.data.tar import Member, TarStream
 
 FORMAT = 1
 SUFFIX = ".index.npz"
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError, BadZipFile)
+"""What reading an npz file raises that is none: a place before its beginning is an OSError."""
 KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^./]+)[.]([^/]+)", re.DOTALL)  # as webdataset splits a member's name
 
 
@@ -36,7 +38,7 @@ class Summary:
     """Hold what is known of an indexed shard as a whole.
 
     `bad` counts what was set aside by reason, `examples` names the first of each: member, offset, message. `holds`
-    counts the samples by the value of their `Holds`.
+    counts the samples by the value of their `Holds`; indexes of earlier versions did not note questions in it.
     """
 
     bytes: int
@@ -47,6 +49,11 @@ class Summary:
     examples: Mapping[str, tuple[str, int, str]] = field(default_factory=dict)
     holds: Mapping[int, int] = field(default_factory=dict)
     extensions: tuple[str, ...] = ()
+    questions_noted: bool = False
+
+    def serves(self, *, image_keys: tuple[str, ...], verify_pictures: bool) -> bool:
+        """Tell whether the index was made as it is wanted."""
+        return self.image_keys == image_keys and self.pictures_verified >= verify_pictures and self.questions_noted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +211,7 @@ class _Scan:
                 examples=self.examples,
                 holds=dict(sorted(Counter(holds).items())),
                 extensions=tuple(extensions),
+                questions_noted=True,
             ),
             key_bytes=np.frombuffer(b"".join(keys), dtype=np.uint8),
             key_ends=np.cumsum([len(key) for key in keys], dtype=np.int64),
@@ -238,7 +246,9 @@ def _load(path: Path, columns: Sequence[str]) -> tuple[Summary, dict[str, Any]]:
                 | {"examples": {reason: tuple(example) for reason, example in header["examples"].items()}}
             )
             return summary, {name: arrays[name] for name in columns}
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError, BadZipFile) as error:
+    except (FileNotFoundError, PermissionError):
+        raise
+    except BROKEN as error:
         raise ValueError(
             f"an index must be readable: {path} is not ({error}); delete it, and it is made again"
         ) from error

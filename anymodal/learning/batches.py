@@ -22,6 +22,7 @@ from anymodal.data.samples import CODES, PICTURES, Reading, UnfitSample, documen
 from anymodal.learning.config import StageConfig
 from anymodal.learning.distributed import count_over_ranks, is_first
 from anymodal.learning.loading import WorkerLoader
+from anymodal.learning.sources import sources_of
 from anymodal.tokens.batch import Batch
 from anymodal.tokens.document import Document, DocumentEncoder, TokenSequence
 from anymodal.tokens.vocabulary import Vocabulary
@@ -36,13 +37,17 @@ class Skipped(Counter[str]):
     """Counts, by reason, of samples that were skipped; every one left its slot empty."""
 
 
-def order_of(shares: Mapping[str, float], parts: Sequence[Part], order: Mapping[str, int]) -> Order:
-    """Order the samples of every task in every part of the shards; `order` is as for `DocumentBatches`."""
-    sources = [
-        Source(name=task if len(parts) == 1 else f"{task} {n}", shard_sizes=part.shard_sizes, ratio=share * part.ratio)
-        for task, share in shares.items()
-        for n, part in enumerate(parts)
-    ]
+def cannot_serve(tasks: Sequence[str]) -> str:
+    """Say that no sample can serve tasks."""
+    return (
+        f"the shards must hold samples for every task of the stage, got none with what {' and '.join(tasks)} needs "
+        f"(captions, codes, questions, pictures or turns); set {', '.join(f'stage.ratios.{task}' for task in tasks)} "
+        "to 0, or add such samples."
+    )
+
+
+def order_of(sources: Sequence[Source], order: Mapping[str, int]) -> Order:
+    """Order the samples of sources; `order` is as for `DocumentBatches`."""
     return Order(
         sources, batch_size=order["batch_size"], seed=order["seed"], cache_shards=order.get("cache_shards", 16)
     )
@@ -71,8 +76,8 @@ class StepBatches(Dataset[Any]):
 class DocumentBatches(StepBatches):
     """The packed batch of every step, made of the tasks of a stage.
 
-    All tasks read the same shards, each part of them in an order of its own. A sample that turns out bad leaves its
-    slot empty.
+    All tasks read the same shards, each part of them in an order of its own, of the samples that hold what the task
+    needs. A sample that turns out bad leaves its slot empty. `unserved` are the tasks that no sample can serve.
     """
 
     def __init__(
@@ -86,13 +91,20 @@ class DocumentBatches(StepBatches):
         parts: Sequence[Part] = (),
         rank: tuple[int, int] = (0, 1),
     ) -> None:
-        """Prepare the order; `order` holds seed, batch_size, steps and cache_shards."""
+        """Prepare the order; `order` holds seed, batch_size, steps and cache_shards.
+
+        Raises:
+            ValueError: no sample can serve any of the tasks.
+        """
         super().__init__(order["steps"], rank)
         self.index, self.encoder, self.reading, self.stage = index, encoder, reading, stage
-        shares: dict[str, float] = to_dict(stage.ratios)
-        self.tasks = [task for task, share in shares.items() if share > 0]
-        self.parts = tuple(parts) or (Part(0, index.shard_sizes),)
-        self.order = order_of({task: shares[task] for task in self.tasks}, self.parts, order)
+        shares: dict[str, float] = {task: share for task, share in to_dict(stage.ratios).items() if share > 0}
+        self.sources = sources_of(index, tuple(parts) or (Part(0, index.shard_sizes),), shares, reading)
+        self.tasks = list(dict.fromkeys(each.task for each in self.sources))
+        self.unserved = [task for task in shares if task not in self.tasks]
+        if not self.sources:
+            raise ValueError(cannot_serve(self.unserved))
+        self.order = order_of([each.source for each in self.sources], order)
         self.seed, self.random = order["seed"], KeyedRandom()
 
     def __getitem__(self, step: int) -> Batch:
@@ -127,10 +139,10 @@ class DocumentBatches(StepBatches):
 
     def _document(self, slot: Slot) -> Document | None:
         random = self.random.at((self.seed, slot.source), (slot.epoch, slot.sample))
-        task, part = divmod(slot.source, len(self.parts))
+        source = self.sources[slot.source]
         try:
-            sample = self.index.read(self.parts[part].start + slot.sample)
-            return document_of(sample, self.tasks[task], self.reading, random)
+            sample = source.index.read(source.part.start + slot.sample)
+            return document_of(sample, source.task, self.reading, random)
         except (BadSample, UnfitSample) as error:
             self.skipped[error.reason] += 1
             return None
@@ -152,7 +164,12 @@ class PictureBatches(StepBatches):
         super().__init__(order["steps"], rank)
         self.index, self.size = index, size
         self.parts = tuple(parts) or (Part(0, index.shard_sizes),)
-        self.order = order_of({"pictures": 1.0}, self.parts, order)
+        names = ["pictures"] if len(self.parts) == 1 else [f"pictures {number}" for number in range(len(self.parts))]
+        sources = [
+            Source(name=name, shard_sizes=part.shard_sizes, ratio=part.ratio)
+            for name, part in zip(names, self.parts, strict=True)
+        ]
+        self.order = order_of(sources, order)
 
     def __getitem__(self, step: int) -> UInt8[Tensor, "b 3 h w"]:
         """Return the pictures of a step."""

@@ -72,6 +72,8 @@ class RunConfig:
             and SLURM say it themselves.
         strategy: how processes share the work: "ddp" keeps all weights in each, "fsdp" spreads weights, gradients and
             optimizer over them (FSDP2), for models that one device cannot hold.
+        peer_timeout_s: seconds that processes wait for each other, also while the first one writes the best model or
+            draws what `sample_every` asks for; then the run ends, as one of them has died or hangs.
     """
 
     steps: int = 1000
@@ -89,14 +91,17 @@ class RunConfig:
     ema_decay: float = 0.0
     devices: int = 1
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    peer_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        """Check the counts and the average."""
+        """Check the counts, the average and the timeout."""
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}; 0.999 averages about 1000 steps.")
+        if not 0 < self.peer_timeout_s < float("inf"):
+            raise ValueError(f"peer_timeout_s must be a number of seconds above 0, got {self.peer_timeout_s}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,13 @@ import copy
 import logging
 import os
 import shutil
+import subprocess
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -33,6 +36,8 @@ from anymodal.learning.config import RunConfig
 from anymodal.model.unified import AnyModal
 
 Sums = dict[str, str]
+LOST = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)  # gloo's own errors are of no class
+FAREWELL_S = 2.0
 
 
 def processes_of(run: RunConfig) -> tuple[int, int]:
@@ -67,13 +72,47 @@ def strategy_of(run: RunConfig, world: int, *, one_backward: bool = True) -> Str
     Raises:
         ValueError: the run asks for what sharded weights do not have.
     """
+    patience = timedelta(seconds=run.peer_timeout_s)
     if run.strategy == "fsdp":
         if run.ema_decay:
             raise ValueError("run.ema_decay needs whole weights in every process; set it to 0, or run.strategy to ddp.")
-        return ShardedStrategy(world)
+        return ShardedStrategy(world, patience)
     if world == 1:
         return "auto"
-    return ReplicatedStrategy(find_unused_parameters=not one_backward, process_group_backend=_backend())
+    return ReplicatedStrategy(
+        find_unused_parameters=not one_backward, process_group_backend=_backend(), timeout=patience
+    )
+
+
+@contextmanager
+def peers_explained(run: RunConfig, strategy: Strategy | None = None) -> Iterator[None]:
+    """Say what to do where the processes have lost each other, and end those that `strategy` has started.
+
+    Raises:
+        ConnectionError: one has died, hangs, or never came.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, LOST) or "/gloo/" in str(error)):
+            raise
+        _end_started(strategy)
+        what = str(error).splitlines()[0]
+        raise ConnectionError(
+            f"the processes of this run have lost each other ({what}): one has ended, or did not answer for "
+            f"{run.peer_timeout_s:g} s; see what it wrote last, raise run.peer_timeout_s if it was only slow, and run "
+            "the same command again."
+        ) from error
+
+
+def _end_started(strategy: Strategy | None) -> None:
+    """End the processes that this one has started and that do not end by themselves: a hung one would stay."""
+    for process in getattr(strategy and strategy.launcher, "procs", ()):
+        try:
+            process.wait(FAREWELL_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _backend() -> str:
@@ -95,9 +134,11 @@ class ShardedStrategy(ModelParallelStrategy):
     Lightning's own writes in place, past every `CheckpointIO`: a kill leaves half a folder named like a whole one.
     """
 
-    def __init__(self, world: int) -> None:
-        """Shard the weights over all processes."""
-        super().__init__(data_parallel_size=world, tensor_parallel_size=1, process_group_backend=_backend())
+    def __init__(self, world: int, patience: timedelta) -> None:
+        """Shard the weights over all processes, which wait so long for each other."""
+        super().__init__(
+            data_parallel_size=world, tensor_parallel_size=1, process_group_backend=_backend(), timeout=patience
+        )
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write every process's shard beside the target, flush, note the checksums, rename.
@@ -157,12 +198,32 @@ def reason(error: BaseException) -> str:
 
 
 def sharded(model: AnyModal, mesh: DeviceMesh) -> AnyModal:
-    """Return the model with the weights of every block, and of all else, spread over the mesh; `model` stays whole."""
-    shards = copy.deepcopy(model)
+    """Return the model with the weights of every block, and of all else, spread over the mesh; `model` stays whole.
+
+    A process copies no more of the weights than its own share.
+    """
+    shards = copy.deepcopy(model, {id(each): _without_values(each) for each in model.parameters()})
     for block in shards.transformer.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(shards, mesh=mesh)
+    names = {name: id(each) for name, each in shards.named_parameters(remove_duplicate=False)}  # of a tied one, two
+    whole = dict(model.named_parameters())
+    shares = {id(each): _share(whole[name], cast(DTensor, each)) for name, each in shards.named_parameters()}
+    shards.load_state_dict({name: shares[each] for name, each in names.items()}, strict=False, assign=True)
     return shards
+
+
+def _without_values(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+
+
+def _share(whole: Tensor, place: DTensor) -> nn.Parameter:
+    """Return a copy of this process's rows of a tensor, which lies as `place` does."""
+    mesh = place.device_mesh
+    first = mesh.get_local_rank() * -(-len(whole) // mesh.size())
+    rows = whole.detach()[first : first + len(place.to_local())].to(mesh.device_type, copy=True)
+    share = DTensor.from_local(rows, mesh, place.placements, shape=place.shape, stride=place.stride())
+    return nn.Parameter(share, requires_grad=place.requires_grad)
 
 
 def gather_into(whole: nn.Module, shards: nn.Module) -> None:

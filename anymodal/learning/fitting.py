@@ -22,7 +22,13 @@ from anymodal.learning.batches import StepData
 from anymodal.learning.callbacks import Bar, Best, ProgressLines, Showing, StopAtBorder, callbacks_for
 from anymodal.learning.checkpoints import DurableCheckpointIO, newest, step_of
 from anymodal.learning.config import RunConfig
-from anymodal.learning.distributed import count_over_ranks, is_first, processes_of, strategy_of
+from anymodal.learning.distributed import (
+    count_over_ranks,
+    is_first,
+    peers_explained,
+    processes_of,
+    strategy_of,
+)
 from anymodal.learning.loading import explained
 from anymodal.learning.objective import Objective
 
@@ -56,8 +62,10 @@ def fit_and_save(  # noqa: PLR0913  (what is trained, how, and where it goes)
     if show is not None and run.sample_every:
         callbacks.append(Showing(run.sample_every, show))
     code = fit(objective, data, run=run, out=out, callbacks=callbacks)
-    objective.gather()  # here, where a run comes by that had no step left, too
-    for reason, count in sorted(count_over_ranks(data.skipped).items()):
+    with peers_explained(run):
+        objective.gather()  # here, where a run comes by that had no step left, too
+        skipped = count_over_ranks(data.skipped)
+    for reason, count in sorted(skipped.items()):
         log.warning("skipped %d samples: %s", count, reason)
     if is_first() and (data.held_out is None or not folder.is_dir()):
         save()
@@ -78,7 +86,7 @@ def fit(
 
     Raises:
         ValueError: the processes do not fit the run, or all checkpoints are damaged.
-        OSError: a process that prepares batches has died or hangs, or the disk is full.
+        OSError: a process that prepares batches or another of the run has died or hangs, or the disk is full.
     """
     devices, nodes = processes_of(run)
     if not torch.cuda.is_available():
@@ -116,7 +124,7 @@ def fit(
         gradient_clip_val=None,
     )
     assert isinstance(stop, StopAtBorder), "the first callback listens for signals"
-    with _quietly(), stop.restored(), explained():
+    with _quietly(), stop.restored(), peers_explained(run, trainer.strategy), explained():
         trainer.fit(objective, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     for callback in averaging:
         callback.on_train_end(trainer, objective)  # Lightning leaves this out when no step was left

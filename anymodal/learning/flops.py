@@ -13,6 +13,7 @@ from anymodal.tokens.batch import PADDING, Batch
 NOMINAL_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 """Dense bfloat16 of a GPU whose name holds the key, as its maker states it."""
 
+READING = ("image_aligner", "understanding")  # what makes vectors of ids and pictures, beside the embeddings
 GEMM_SIZE = 1024
 GEMM_S = 0.2
 
@@ -22,8 +23,9 @@ class StepFlops:
     """Floating-point operations of a step forward and backward: 6 a weight and token, and attention beside it.
 
     arXiv:2204.02311, appendix B, 6N + 12LHQT a token, where T is the length of the token's own document and N counts
-    what is multiplied: embeddings are looked up, and a head reads the positions that its targets need. What is frozen
-    counts as if it learned; what is computed again counts once.
+    what is multiplied: embeddings are looked up, and a head reads the positions that its targets need. A weight that is
+    frozen takes 2 forward, and 2 more where a gradient passes it on its way to what learns; without one attention takes
+    4 in the place of 12. What is computed again counts once.
 
     >>> from anymodal.model.config import AnyModalConfig
     >>> from anymodal.tokens.vocabulary import Vocabulary
@@ -40,20 +42,24 @@ class StepFlops:
 
     @classmethod
     def of(cls, model: AnyModal) -> "StepFlops":
-        """Count the weights of a model, which may be spread over processes."""
-        shape, look = model.config.transformer, model.config.understanding
+        """Count the weights of a model, which may be spread over processes, by what of it requires a gradient."""
+        shape, look, tower = model.config.transformer, model.config.understanding, model.understanding
         shared = model.config.heads == "shared"
         picture = 0
-        if look is not None and model.understanding is not None:
+        if look is not None and tower is not None:
             patches = (look.image_size // look.patch_size) ** 2
-            blocks = 6 * _weights(model.understanding.patch_embedding) + 6 * _weights(model.understanding.blocks)
-            attention = 12 * look.depth * look.dim * patches
-            picture = patches * (blocks + attention) + 6 * look.num_tokens * _weights(model.understanding.connector)
+            seen = _learns(tower.patch_embedding, tower.blocks)
+            blocks = _operations(tower.patch_embedding, passed=False) + _operations(tower.blocks, passed=seen)
+            attention = (12 if seen else 4) * look.depth * look.dim * patches
+            picture = patches * (blocks + attention) + look.num_tokens * _operations(tower.connector, passed=seen)
+        reading = [each for name, each in model.named_children() if "embedding" in name or name in READING]
+        embedded = _learns(*reading)
+        hidden = embedded or _learns(model.transformer)
         return cls(
-            token=6 * _weights(model.transformer),
-            pair=12 * shape.depth * shape.num_heads * shape.head_dim,
-            text_target=6 * _weights(model.head),
-            image_target=6 * _weights(model.head if shared else model.image_head),
+            token=_operations(model.transformer, passed=embedded),
+            pair=(12 if hidden else 4) * shape.depth * shape.num_heads * shape.head_dim,
+            text_target=_operations(model.head, passed=hidden),
+            image_target=_operations(model.head if shared else model.image_head, passed=hidden),
             picture=picture,
         )
 
@@ -94,5 +100,11 @@ def measured_flops(device: torch.device, dtype: torch.dtype, size: int = GEMM_SI
     return 2 * size**3 / best
 
 
-def _weights(module: nn.Module) -> int:
-    return sum(each.numel() for each in module.parameters() if each.ndim > 1)
+def _operations(module: nn.Module, *, passed: bool) -> int:
+    """Return the operations of a module's weights on a place; `passed` says that what comes in wants a gradient."""
+    frozen = 4 if passed or _learns(module) else 2
+    return sum((6 if each.requires_grad else frozen) * each.numel() for each in module.parameters() if each.ndim > 1)
+
+
+def _learns(*modules: nn.Module) -> bool:
+    return any(each.requires_grad for module in modules for each in module.parameters())

@@ -48,17 +48,12 @@ def train_image_tokenizer(  # noqa: PLR0913  (one argument a section of the conf
         ValueError: the shards hold too many bad pictures, the size does not fit the tokenizer, steps are to be
             computed in pieces, or `out` holds another run.
     """
-    _check(run)
-    factor = tokenizer.config.down_sampling
-    if losses.size % factor:
-        raise ValueError(
-            f"losses.size must be a multiple of the tokenizer's down-sampling {factor}, got {losses.size}."
-        )
+    check_fits(tokenizer, losses, run)
     pl.seed_everything(run.seed, verbose=False)
-    train = _pictures(data, data.train, losses.size, run)
+    train = picture_batches(data, data.train, losses.size, run)
     held_out = None
     if data.held_out and run.validate_every:
-        held_out = _pictures(
+        held_out = picture_batches(
             data, data.held_out, losses.size, replace(run, seed=HELD_OUT_SEED, steps=run.validation_steps)
         )
     if precision_of(run) == "float32":
@@ -81,7 +76,17 @@ def train_image_tokenizer(  # noqa: PLR0913  (one argument a section of the conf
     return fit_and_save(objective, steps, run=run, out=out, folder=folder, save=save, show=show)
 
 
-def _check(run: RunConfig) -> None:
+def check_fits(tokenizer: ImageTokenizer, losses: ImageObjectiveConfig, run: RunConfig) -> None:
+    """Check that a tokenizer can be trained as a run wants it.
+
+    Raises:
+        ValueError: the size does not fit the tokenizer, or the run asks for what is for transformers.
+    """
+    factor = tokenizer.config.down_sampling
+    if losses.size % factor:
+        raise ValueError(
+            f"losses.size must be a multiple of the tokenizer's down-sampling {factor}, got {losses.size}."
+        )
     if run.accumulate != 1:
         raise ValueError(
             f"run.accumulate must be 1 for image tokenizers, whose codebooks learn from whole batches, got "
@@ -93,7 +98,12 @@ def _check(run: RunConfig) -> None:
         raise ValueError(f"run.strategy must be ddp for image tokenizers, which one device holds, got {run.strategy}.")
 
 
-def _pictures(data: DataConfig, shards: str, size: int, run: RunConfig) -> PictureBatches:
+def picture_batches(data: DataConfig, shards: str, size: int, run: RunConfig) -> PictureBatches:
+    """Return the batches of a run on these shards, pictures of `size` pixels a side.
+
+    Raises:
+        ValueError: the shards hold no pictures, or too many bad ones.
+    """
     index = open_shards(
         data, shards, needs=("picture",), progress=partial(track, what="index"), orders=max(1, len(data.ratios))
     )

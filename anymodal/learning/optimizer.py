@@ -143,7 +143,7 @@ def build_optimizer(trained: Iterable[Trained], config: OptimizerConfig) -> Opti
     """Group parameters by rate and kind: biases, norms and embeddings are not decayed."""
     groups: dict[tuple[float, str], list[nn.Parameter]] = {}
     for each in trained:
-        groups.setdefault((each.rate, _kind(each, config)), []).append(each.parameter)
+        groups.setdefault((each.rate, kind_of(each, config)), []).append(each.parameter)
     options: dict[str, dict[str, Any]] = {"matrices": {"matrix": True}, "decayed": {}, "plain": {"weight_decay": 0.0}}
     rates = sorted({rate for rate, _ in groups}, reverse=True)
     filled: list[dict[str, Any]] = [
@@ -164,7 +164,8 @@ def build_optimizer(trained: Iterable[Trained], config: OptimizerConfig) -> Opti
     )
 
 
-def _kind(trained: Trained, config: OptimizerConfig) -> str:
+def kind_of(trained: Trained, config: OptimizerConfig) -> str:
+    """Return how a parameter learns: as one of the "matrices" of Muon, "decayed", or "plain"."""
     if trained.parameter.ndim < 2 or "embedding" in trained.name:
         return "plain"
     if config.name == "muon" and trained.parameter.ndim == 2 and "blocks." in trained.name:

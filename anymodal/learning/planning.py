@@ -1,5 +1,6 @@
 """What a run would do, said before it does it: parts, memory, epochs, and its first batch as a picture."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,12 @@ class Memory:
         """All together."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
+    def __str__(self) -> str:
+        """Write it for a reader."""
+        named = ("weights", "gradients", "optimizer", "activations")
+        sizes = ", ".join(f"{name} {getattr(self, name) / 1e6:,.0f} MB" for name in named)
+        return f"memory: about {self.total / 1e6:,.0f} MB in float32 ({sizes})"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -61,12 +68,7 @@ class Plan:
 
     def __str__(self) -> str:
         """Write the plan for a reader."""
-        held, learn = (sum(column) for column in zip(*self.parts.values(), strict=True))
-        lines = [f"{name:<20} {count:>15,}  {_learns(count, own)}" for name, (count, own) in self.parts.items()]
-        lines.append(f"{'all parts':<20} {held:>15,}  {learn:,} learn ({learn / held:.1%})")
-        named = ("weights", "gradients", "optimizer", "activations")
-        sizes = ", ".join(f"{name} {getattr(self.memory, name) / 1e6:,.0f} MB" for name in named)
-        lines.append(f"memory: about {self.memory.total / 1e6:,.0f} MB in float32 ({sizes})")
+        lines = [*told_parts(self.parts), str(self.memory)]
         epochs = ", ".join(f"{task} {steps:,.1f} steps" for task, steps in self.epochs.items())
         lines.append(f"steps: {self.steps:,} of {self.documents:,} documents; an epoch is: {epochs}")
         lines.append(f"tokens a step: {self.tokens:,.0f}, beside {self.padding:.1%} padding")
@@ -109,8 +111,8 @@ def plan_of(
     learn = sum(own for _, own in counts.values())
     states = 2 * learn - (matrices if optimizer.name == "muon" else 0)  # Muon keeps one average, AdamW two
     gradients = sum(each.numel() for name, each in parts.model.named_parameters() if name in trained)
-    size = len(batches.index)
-    shares = [batches.order.count(number, run.steps) / run.steps for number in range(len(batches.tasks))]
+    sizes = {each.source.name: sum(each.part.shard_sizes) for each in batches.sources}
+    shares = [batches.order.count(number, run.steps) / run.steps for number in range(len(sizes))]
     return Plan(
         parts=counts,
         memory=Memory(
@@ -121,7 +123,7 @@ def plan_of(
         ),
         steps=run.steps,
         documents=run.batch_size,
-        epochs={task: size / share for task, share in zip(batches.tasks, shares, strict=True) if share},
+        epochs={name: size / share for (name, size), share in zip(sizes.items(), shares, strict=True) if share},
         tokens=real / len(first),
         padding=1 - real / places,
     )
@@ -179,5 +181,14 @@ def picture_of(parts: ModelFolder, batch: Batch) -> Image.Image:
     return contact_sheet(tiles, captions=captions, scale=2)
 
 
+def told_parts(parts: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Write a line for every part, of its weights and those that learn, and one for all."""
+    held, learn = (sum(column) for column in zip(*parts.values(), strict=True))
+    lines = [f"{name:<20} {count:>15,}  {_learns(count, own)}" for name, (count, own) in parts.items()]
+    return [*lines, f"{'all parts':<20} {held:>15,}  {learn:,} learn ({learn / held:.1%})"]
+
+
 def _learns(count: int, own: int) -> str:
-    return "learns" if own == count else "stays"
+    if not own:
+        return "stays"
+    return "learns" if own == count else f"{own:,} learn"

@@ -19,7 +19,7 @@ FIRM = (
 )  # what shapes checkpoints
 FREE = (
     *("run.steps", "run.log_every", "run.sample_every", "run.checkpoint_every", "run.devices", "run.accumulate"),
-    *("run.checkpoint_activations", "run.compile"),
+    *("run.checkpoint_activations", "run.compile", "run.peer_timeout_s"),
     *("data.num_workers", "data.worker_timeout_s", "data.cache_folder", "data.index_folder"),
 )  # what leaves the steps as they are
 

@@ -14,7 +14,7 @@ from anymodal.data.config import DataConfig
 from anymodal.data.opening import open_shards, parts_of
 from anymodal.data.progress import track
 from anymodal.data.samples import Reading, codes_of, fingerprints_of
-from anymodal.learning.batches import DocumentBatches, StepData, check_codes
+from anymodal.learning.batches import DocumentBatches, StepData, cannot_serve, check_codes
 from anymodal.learning.card import write_card
 from anymodal.learning.config import OptimizerConfig, RunConfig, StageConfig
 from anymodal.learning.distributed import quiet_unless_first
@@ -116,7 +116,7 @@ def document_batches(
     )
     if stage.ratios.draw or understanding is None:
         check_codes(index, reading)
-    return DocumentBatches(
+    batches = DocumentBatches(
         index,
         encoder=parts.encoder(),
         reading=reading,
@@ -124,6 +124,11 @@ def document_batches(
         order={"batch_size": run.batch_size, "seed": run.seed, "steps": run.steps, "cache_shards": data.cache_shards},
         parts=parts_of(data, index) if shards == data.train else (),
     )
+    if batches.unserved and shards == data.train:
+        raise ValueError(cannot_serve(batches.unserved))
+    if batches.unserved:
+        log.warning("held-out losses are without %s, for which %s hold no sample", batches.unserved, shards)
+    return batches
 
 
 def new_model(

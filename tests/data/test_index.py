@@ -5,15 +5,17 @@ import json
 import os
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from anymodal.data.index import BadSample, ShardIndex
-from anymodal.data.scan import ShardTable, scan_shard
+from anymodal.data.scan import ShardTable, load_summary, load_table, scan_shard, stage_index
 from anymodal.data.shards import Sample, write_shards
 
 
@@ -200,6 +202,21 @@ def test_pictures_left_unverified_are_verified_when_asked(tmp_path: Path) -> Non
     shard = pack(tmp_path / "a.tar", [("0.png", b"no picture"), ("0.txt", b"x"), ("1.txt", b"y")])
     assert len(ShardIndex.open(str(shard), verify_pictures=False)) == 2
     assert len(ShardIndex.open(str(shard), max_bad_fraction=0.5)) == 1
+
+
+def test_an_index_of_before_questions_were_noted_is_made_again(tmp_path: Path) -> None:
+    asked = b'{"questions": [{"question": "who ?", "answer": "a dog"}]}'
+    write_shards([Sample("0", GOOD), Sample("1", {**GOOD, "json": asked})], f"{tmp_path}/%d.tar")
+    shard, side = tmp_path / "0.tar", tmp_path / "0.tar.index.npz"
+    table = load_table(side)
+    plain = replace(table.summary, questions_noted=False, holds={3: 2})
+    old = replace(table, summary=plain, holds=np.array([3, 3], dtype=np.uint8))
+    stage_index(old, side).commit()
+    found = ShardIndex.open(str(shard), needs=("questions",))
+    assert [found.read(number).key for number in range(len(found))] == ["1"]
+    assert load_summary(side) == table.summary
+    whole = ShardIndex.open(str(shard))
+    assert whole.holding(("picture", "caption")) is whole
 
 
 def test_an_index_crosses_processes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Model folders to break, runs to harm, and processes that load the ones and start the others."""
+"""Model folders to break, runs to harm, processes that load the ones and start the others, and a tally of all harm."""
 
 import json
 import os
@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +19,72 @@ ROLES = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "boi_
 
 ROOM = 256 * 2**20
 """Bytes that refusing a folder may take; a bomb wants gigabytes."""
+
+
+@dataclass
+class Tally:
+    """Count the faults that a test makes, and those of them that were survived as they must be."""
+
+    made: int = 0
+    survived: int = 0
+
+    @contextmanager
+    def fault(self) -> Iterator[None]:
+        """Count a fault, which is survived where nothing is raised."""
+        self.made += 1
+        yield
+        self.survived += 1
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Iterator[Tally]:
+    """Count faults for `--record`; a test that asks for this and counts none makes one."""
+    counted = Tally()
+    yield counted
+    record_property("faults", (counted.made, counted.survived))
+
+
+class Record:
+    """Write how many faults every test made into a JSON file; what is not run stays as it was noted."""
+
+    def __init__(self, path: Path, form: str) -> None:
+        self.path, self.form = path, form
+        self.outcomes: dict[str, str] = {}
+        self.counts: dict[str, list[int]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.outcomes[report.nodeid] = report.outcome
+        counted = dict(report.user_properties).get("faults")
+        outcome = self.outcomes.get(report.nodeid, "skipped")
+        if report.when != "teardown" or not isinstance(counted, Sequence) or outcome == "skipped":
+            return
+        made, survived = counted if counted[0] else (1, int(outcome == "passed"))
+        total = self.counts.setdefault(report.nodeid.partition("[")[0].rpartition("/")[2], [0, 0])
+        total[0] += made
+        total[1] += survived
+
+    def pytest_sessionfinish(self) -> None:
+        from anymodal.scoring.machine import facts
+
+        git = ["git", "-C", str(Path(__file__).parent)]
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":(top)*.py"], check=False).returncode == 0
+        about = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "commit": commit.stdout.strip() + "-dirty" * (not clean),
+            "machine": facts()["Processor"].rpartition(",")[0],
+        }
+        found = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        for name, (made, survived) in self.counts.items():
+            found.setdefault(self.form, {})[name] = {"made": made, "survived": survived, **about}
+        self.path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--record")
+    if path is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Record(path.absolute(), "long" if config.getoption("--long") else "short"))
 
 
 @dataclass(frozen=True)
@@ -81,15 +149,16 @@ def folder(sound: dict[str, Path], tmp_path: Path, request: pytest.FixtureReques
 
 
 @pytest.fixture
-def refuse(load: Callable[..., Outcome]) -> Callable[..., None]:
+def refuse(load: Callable[..., Outcome], tally: Tally) -> Callable[..., None]:
     """Check that a folder is refused with words, without running code, and without taking memory."""
 
     def check(folder: Path, message: str, **how: Any) -> None:
-        outcome = load(folder, **how)
-        assert outcome.error == "ValueError", outcome
-        assert message in outcome.message, outcome
-        assert outcome.grown < ROOM, outcome
-        assert not list(folder.parent.rglob("owned")), "code was run"
+        with tally.fault():
+            outcome = load(folder, **how)
+            assert outcome.error == "ValueError", outcome
+            assert message in outcome.message, outcome
+            assert outcome.grown < ROOM, outcome
+            assert not list(folder.parent.rglob("owned")), "code was run"
 
     return check
 

@@ -100,10 +100,11 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, long: bool) -> tuple[Path, i
     return folder, count
 
 
-def test_odd_pictures_are_right_and_bad_samples_are_counted(mixed: tuple[Path, int]) -> None:
+def test_odd_pictures_are_right_and_bad_samples_are_counted(mixed: tuple[Path, int], tally: Any) -> None:
     folder, count = mixed
     index = ShardIndex.open(str(folder), max_bad_fraction=0.02, needs=("picture", "caption"))
     repeats = count // (100 * len(BAD))
+    tally.made = repeats * (len(BAD) + len(ODD))
     assert index.bad == {reason: repeats for _, reason in sorted(BAD.values(), key=lambda bad: bad[1])}
     assert len(index) + sum(index.bad.values()) == count
     golden = {name.replace(" ", "-"): colour for name, (_, _, colour) in ODD.items()}
@@ -117,6 +118,7 @@ def test_odd_pictures_are_right_and_bad_samples_are_counted(mixed: tuple[Path, i
                 assert ((pixels[:, -1, 4] + 1) * 127.5).round().int().tolist() == list(WHITE), name
             found.add(name)
     assert found == set(golden)
+    tally.survived = tally.made
 
 
 def test_an_epoch_sees_all_that_is_in_the_index(mixed: tuple[Path, int]) -> None:
@@ -130,6 +132,7 @@ def test_an_epoch_sees_all_that_is_in_the_index(mixed: tuple[Path, int]) -> None
     assert bool((batches[0][:, :, 0, 0] == blue).all(1).any())
 
 
+@pytest.mark.usefixtures("tally")
 @pytest.mark.parametrize("program", ["pretrain", "image"])
 def test_a_run_stops_above_the_limit(
     mixed: tuple[Path, int], toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], program: str
@@ -150,11 +153,14 @@ def test_a_run_stops_above_the_limit(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_goes_bad_later_is_skipped_and_counted(programs: Any, numbered: str, tmp_path: Path, toy: Any) -> None:
+def test_what_goes_bad_later_is_skipped_and_counted(
+    programs: Any, numbered: str, tmp_path: Path, toy: Any, tally: Any
+) -> None:
     folder = tmp_path / "shards"
     shutil.copytree(numbered, folder)
     index = ShardIndex.open(str(folder))
     hit = [3, 17]
+    tally.made = len(hit)
     for number in hit:
         shard, row = index.locate(number)
         place = index._table(shard)[0].places(row)[0]
@@ -173,3 +179,4 @@ def test_what_goes_bad_later_is_skipped_and_counted(programs: Any, numbered: str
         assert f"skipped {len(hit) * 5} samples: crc32 differs" in ended.log
         assert seen + len(hit) * 5 == 10 * steps
     assert (tmp_path / "0" / "diary.jsonl").read_text() == (tmp_path / "2" / "diary.jsonl").read_text()
+    tally.survived = tally.made

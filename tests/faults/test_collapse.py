@@ -69,6 +69,7 @@ def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_objective, "REVIVE_EVERY", 8)
 
 
+@pytest.mark.usefixtures("tally")
 @pytest.mark.parametrize(("kind", "update"), KINDS)
 def test_dead_codes_come_back(
     toy: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, update: str
@@ -111,6 +112,7 @@ def test_a_run_that_revives_codes_resumes_exactly(toy: Any, tmp_path: Path) -> N
         assert column(tmp_path / "halves", name) == column(tmp_path / "whole", name)
 
 
+@pytest.mark.usefixtures("tally")
 @pytest.mark.parametrize(("kind", "update"), KINDS[:3])
 def test_a_step_that_is_no_number_leaves_the_codebook_alone(
     toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, update: str

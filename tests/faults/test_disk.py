@@ -47,23 +47,24 @@ def checkpoint(step: int) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("other_temporary_folder")
-def test_a_checkpoint_on_a_full_disk(tmp_path: Path) -> None:
+def test_a_checkpoint_on_a_full_disk(tmp_path: Path, tally: Any) -> None:
     io = DurableCheckpointIO()
     io.save_checkpoint(checkpoint(2), tmp_path / NAME.format(2))
     before = content(tmp_path)
     size = (tmp_path / NAME.format(2)).stat().st_size
     for offset in [*(size * i // OFFSETS for i in range(OFFSETS)), size - 1]:
-        with full_disk(offset), pytest.raises(OSError, match="could not save .*step-00000004.ckpt .*free some space"):
-            io.save_checkpoint(checkpoint(4), tmp_path / NAME.format(4))
-        assert newest(tmp_path) == tmp_path / NAME.format(2)
-        assert content(tmp_path) == before
+        with tally.fault():
+            with full_disk(offset), pytest.raises(OSError, match="could not save .*step-00000004.ckpt .*free some"):
+                io.save_checkpoint(checkpoint(4), tmp_path / NAME.format(4))
+            assert newest(tmp_path) == tmp_path / NAME.format(2)
+            assert content(tmp_path) == before
     with full_disk(size + 64):
         io.save_checkpoint(checkpoint(4), tmp_path / NAME.format(4))
     assert newest(tmp_path) == tmp_path / NAME.format(4)
 
 
 @pytest.mark.usefixtures("other_temporary_folder")
-def test_a_model_folder_on_a_full_disk(toy: Any, tmp_path: Path) -> None:
+def test_a_model_folder_on_a_full_disk(toy: Any, tmp_path: Path, tally: Any) -> None:
     old, new = toy.parts(), toy.parts(seed=1)
     old.save(tmp_path / "model")
     before = content(tmp_path)
@@ -71,9 +72,10 @@ def test_a_model_folder_on_a_full_disk(toy: Any, tmp_path: Path) -> None:
     offsets = sorted({0, *(size - 1 for size in sizes), *(sizes[-1] * i // OFFSETS for i in range(OFFSETS))})
     assert len(offsets) >= OFFSETS
     for offset in offsets:
-        with full_disk(offset), pytest.raises(OSError, match="could not save .*model .*free some space"):
-            new.save(tmp_path / "model")
-        assert content(tmp_path) == before
+        with tally.fault():
+            with full_disk(offset), pytest.raises(OSError, match="could not save .*model .*free some space"):
+                new.save(tmp_path / "model")
+            assert content(tmp_path) == before
     ModelFolder.load(tmp_path / "model")
     with full_disk(sizes[-1]):
         new.save(tmp_path / "model")
@@ -81,6 +83,7 @@ def test_a_model_folder_on_a_full_disk(toy: Any, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.usefixtures("tally")
 @pytest.mark.parametrize("share", [0.0, 0.9])
 def test_a_run_on_a_full_disk_resumes(programs: Any, tmp_path: Path, share: float, whole_run: Path) -> None:
     size = next((whole_run / "checkpoints").glob("*.ckpt")).stat().st_size
@@ -122,7 +125,7 @@ def damage(path: Path, choice: random.Random) -> str:
 
 
 def test_a_damaged_checkpoint_is_passed_over(
-    whole_run: Path, tmp_path: Path, long: bool, caplog: pytest.LogCaptureFixture
+    whole_run: Path, tmp_path: Path, long: bool, tally: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     choice = random.Random(0)
     for number in range(100 if long else 20):
@@ -131,14 +134,15 @@ def test_a_damaged_checkpoint_is_passed_over(
         path = folder / NAME.format(6)
         what = damage(path if number % 5 else path.with_name(f"{path.name}.sha256"), choice)
         caplog.clear()
-        with caplog.at_level("WARNING", logger="anymodal"):
+        with tally.fault(), caplog.at_level("WARNING", logger="anymodal"):
             assert newest(folder) == folder / NAME.format(4), what
-        assert caplog.messages == [
-            f"{path} is damaged (its checksum does not hold); falling back to the checkpoint before it."
-        ]
+            assert caplog.messages == [
+                f"{path} is damaged (its checksum does not hold); falling back to the checkpoint before it."
+            ]
         shutil.rmtree(folder)
 
 
+@pytest.mark.usefixtures("tally")
 def test_a_run_falls_back_and_says_so(programs: Any, whole_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole_run, out)

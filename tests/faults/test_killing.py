@@ -31,6 +31,12 @@ IMAGE_TOKENIZER = (
     *("--run.validate_every", "4", "--run.validation_steps", "1", "--optimizer.warmup_steps", "2"),
 )
 ADVERSARIAL = ("--losses.adversarial_weight", "0.5", "--losses.adversarial_start", "3", "--losses.lecam_weight", "0.3")
+OTHERS = {
+    "bf16": ("--run.precision", "bf16"),
+    "muon": ("--optimizer.name", "muon"),
+    "bf16 muon": ("--run.precision", "bf16", "--optimizer.name", "muon"),
+}
+"""Beside float32 and AdamW; all runs keep an average."""
 
 
 def logged(out: Path) -> list[dict[str, str]]:
@@ -122,7 +128,7 @@ def fault(choice: random.Random, number: int, folder: Path, most_bytes: int) -> 
 
 
 def kill(
-    programs: Any, whole: Path, folder: Path, steps: int, count: int, most_bytes: int
+    programs: Any, whole: Path, folder: Path, steps: int, count: int, most_bytes: int, tally: Any
 ) -> tuple[Counter[str], Counter[Any]]:
     """Kill runs so many times, resume each to its end, and count the kills by kind, and by run and epoch."""
     choice = random.Random(0)
@@ -137,40 +143,56 @@ def kill(
         assert not ended.left, ended.log
         if ended.code == 0:  # it came to its end before it was hit
             assert_same(out, whole)
+            tally.survived = tally.made
             if killed.total() >= count:
                 break
             out = next(runs)
             continue
         assert ended.code < 0, ended.log
         killed[harm["kind"]] += 1
+        tally.made += 1
         if (out / "diary.jsonl").exists():
             in_epoch[str(out), diary(out)[-1]["step"] // EPOCH_STEPS] += 1
     print(dict(killed), "kills;", max(in_epoch.values()), "of them in one epoch")
     return killed, in_epoch
 
 
-def test_kills_change_nothing(programs: Any, whole: Path, tmp_path: Path, steps: int, long: bool) -> None:
+def test_kills_change_nothing(programs: Any, whole: Path, tmp_path: Path, steps: int, long: bool, tally: Any) -> None:
     count = 50 if long else 20
-    killed, in_epoch = kill(programs, whole, tmp_path, steps, count, 900_000)
+    killed, in_epoch = kill(programs, whole, tmp_path, steps, count, 900_000, tally)
     assert min(killed.values()) >= count // 5
     assert max(in_epoch.values()) >= 5
 
 
+@pytest.mark.parametrize("words", OTHERS.values(), ids=OTHERS)
+def test_kills_change_no_other_arithmetic(
+    programs: Any, tmp_path: Path, long: bool, tally: Any, words: tuple[str, ...]
+) -> None:
+    steps, count = EPOCH_STEPS, 50 if long else 4
+    run = replace(programs, words=[*programs.words, *words])
+    ended = run(tmp_path / "whole", "--run.steps", str(steps), diary=True)
+    assert ended.code == 0, ended.log
+    killed, _ = kill(run, tmp_path / "whole", tmp_path, steps, count, 900_000, tally)
+    assert len(killed) >= (3 if long else 1)
+
+
 @pytest.mark.parametrize("losses", [(), ADVERSARIAL], ids=["reconstructing", "adversarial"])
 def test_kills_change_no_image_tokenizer(
-    programs: Any, toy: Any, tmp_path: Path, long: bool, losses: tuple[str, ...]
+    programs: Any, toy: Any, tmp_path: Path, long: bool, tally: Any, losses: tuple[str, ...]
 ) -> None:
     steps, count = 12, 50 if long else 8
     data = ("--data.train", toy.plain, "--data.held_out", toy.plain)
     run = replace(programs, words=["tokenizers", "image", *data, *IMAGE_TOKENIZER, *losses])
     ended = run(tmp_path / "whole", "--run.steps", str(steps), diary=True)
     assert ended.code == 0, ended.log
-    killed, _ = kill(run, tmp_path / "whole", tmp_path, steps, count, 100_000)
+    killed, _ = kill(run, tmp_path / "whole", tmp_path, steps, count, 100_000, tally)
     assert len(killed) == 3
     assert min(killed.values()) >= count // 5
 
 
-def test_a_stop_is_exact_with_any_number_of_workers(programs: Any, whole: Path, tmp_path: Path, steps: int) -> None:
+def test_a_stop_is_exact_with_any_number_of_workers(
+    programs: Any, whole: Path, tmp_path: Path, steps: int, tally: Any
+) -> None:
     told = [(2, "tell_all", signal.SIGTERM), (4, "tell_all", signal.SIGINT), (0, "tell", signal.SIGTERM)]
     reached = 0
     for workers, kind, number in told:
@@ -180,14 +202,17 @@ def test_a_stop_is_exact_with_any_number_of_workers(programs: Any, whole: Path, 
         assert "stopped; the same command resumes" in ended.log
         assert ended.log.count("stopping at the end of this step") == 1, "the workers leave it to their parent"
         assert not ended.left
+        tally.made += 1
         reached += 3  # the signal came within the third step
         newest = max(path.name for path in (tmp_path / "checkpoints").glob("*.ckpt"))
         assert newest == f"step-{reached:08d}.ckpt"
     ended = programs(tmp_path, "--run.steps", str(steps), "--data.num_workers", "2", diary=True)
     assert ended.code == 0, ended.log
     assert_same(tmp_path, whole)
+    tally.survived = tally.made
 
 
+@pytest.mark.usefixtures("tally")
 def test_the_program_itself_stops_and_resumes(
     programs: Any, whole: Path, tmp_path: Path, root: Path, steps: int
 ) -> None:

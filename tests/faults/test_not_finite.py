@@ -17,6 +17,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.mark.usefixtures("tally")
 @pytest.mark.parametrize(
     ("where", "value"), [("loss", "nan"), ("loss", "inf"), ("gradient", "nan"), ("gradient", "-inf")]
 )
@@ -35,6 +36,7 @@ def test_one_step_is_left_out(programs: Any, tmp_path: Path, where: str, value: 
     assert not all(torch.equal(last[name], tensor) for name, tensor in before.items()), "it went on learning"
 
 
+@pytest.mark.usefixtures("tally")
 def test_five_in_a_row_end_the_run(programs: Any, tmp_path: Path) -> None:
     ended = programs(tmp_path, *WORDS, steps=[3, 4, 5, 6, 7], where="loss", value="nan")
     assert ended.code == 2, ended.log

@@ -15,6 +15,7 @@ from anymodal.learning.config import StageConfig
 WORDS = ("--data.num_workers", "2", "--run.steps", "1000", "--run.validate_every", "0")
 
 
+@pytest.mark.usefixtures("tally")
 @pytest.mark.parametrize(
     ("number", "timeout_s", "happened", "way_out"),
     [
@@ -59,6 +60,7 @@ def batches(toy: Any, index: ShardIndex, rank: int, world: int, batch_size: int 
     )
 
 
+@pytest.mark.usefixtures("tally")
 @pytest.mark.parametrize("sizes", [[5], [1] * 10, [17, 1, 3, 1], [12, 12]], ids=str)
 @pytest.mark.parametrize("world", [2, 8])
 def test_every_process_makes_as_many_steps_whatever_the_shards(

@@ -177,7 +177,7 @@ def test_a_document_longer_than_a_row_is_skipped_and_counted(toy: Any) -> None:
 
 
 def test_counts_and_mistakes_reach_the_training_process(toy: Any, tmp_path: Path) -> None:
-    bare = [Sample(f"{i}", {"txt": b"a dog"}) for i in range(4)]
+    bare = [Sample(f"{i}", {"txt": b"a dog", "codes.0000.npy": b"of another tokenizer"}) for i in range(4)]
     index = ShardIndex.open(toy.coded)
     write_shards([index.read(0), *bare], f"{tmp_path}/%06d.tar")
     data = StepData(make(toy, str(tmp_path)), None, num_workers=1)
@@ -185,7 +185,7 @@ def test_counts_and_mistakes_reach_the_training_process(toy: Any, tmp_path: Path
     loader = data.train_dataloader()
     batches = [data.on_before_batch_transfer(delivery, 0) for delivery in loader]
     assert len(batches) == 2
-    assert set(data.skipped) == {"no codes", "no question"}
+    assert set(data.skipped) == {"no codes"}
     assert data.val_dataloader() == []
     with pytest.raises(ValueError, match="^it must hold"):
         data.on_before_batch_transfer(Delivery(None, Skipped(), "it must hold"), 0)

@@ -9,14 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from anymodal.data.index import ShardIndex
 from anymodal.data.shards import Sample, write_shards
 from anymodal.learning import fitting
+from anymodal.learning.batches import DocumentBatches
 from anymodal.learning.checkpoints import newest, step_of
 from anymodal.learning.config import OptimizerConfig, Ratios, RunConfig, StageConfig
-from anymodal.learning.distributed import is_first, processes_of, strategy_of
-from anymodal.learning.unified_run import train_unified
+from anymodal.learning.distributed import is_first, processes_of, sharded, strategy_of, whole_tensor
+from anymodal.learning.objective import UnifiedObjective
+from anymodal.learning.unified_run import document_batches, train_unified
 from anymodal.model.folder import ModelFolder
 
 pytestmark = [
@@ -33,10 +40,10 @@ KINDS = ("ddp", "fsdp")
 Ranks = Callable[..., list[int]]
 
 
-def train(toy: Any, out: Path, run: RunConfig = RUN, **changes: Any) -> int:
+def train(toy: Any, out: Path, run: RunConfig = RUN, heads: str = "shared", **changes: Any) -> int:
     data = replace(toy.data, held_out=toy.coded)
     settings: dict[str, Any] = {"data": data, "stage": StageConfig(seq_len=256), "optimizer": OPTIMIZER, **changes}
-    return train_unified(toy.parts(), run=run, out=out, **settings)
+    return train_unified(toy.parts(heads=heads), run=run, out=out, **settings)
 
 
 def metrics(out: Path, *names: str) -> dict[str, dict[int, float]]:
@@ -105,7 +112,7 @@ def test_what_any_process_skips_is_counted(
     toy: Any, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = ShardIndex.open(toy.coded)
-    bare = [Sample(f"bare-{i}", {"txt": b"a dog"}) for i in range(12)]
+    bare = [Sample(f"bare-{i}", {"txt": b"a dog", "codes.0000.npy": b"of another tokenizer"}) for i in range(12)]
     write_shards([*(index.read(i) for i in range(len(index))), *bare], f"{tmp_path}/mixed/%06d.tar")
     told = tmp_path / "told"
     monkeypatch.setattr(fitting.log, "warning", lambda text, *values: told.open("a").write(text % values))
@@ -114,6 +121,41 @@ def test_what_any_process_skips_is_counted(
     data = replace(toy.data, train=f"{tmp_path}/mixed")
     assert ranks(2, lambda rank: train(toy, tmp_path / "run", run, data=data, stage=stage)) == [0, 0]
     assert told.read_text() == 2 * "skipped 12 samples: no codes", "both know it; one has a log that shows it"
+
+
+@pytest.mark.parametrize(("accumulate", "heads"), [(1, "shared"), (3, "decoupled")])
+@pytest.mark.parametrize("strategy", KINDS)
+def test_a_process_that_could_read_nothing_takes_the_step_of_the_others(
+    toy: Any, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch, strategy: Any, accumulate: int, heads: str
+) -> None:
+    run = replace(RUN, strategy=strategy, accumulate=accumulate, steps=3, validate_every=0)
+    stage = StageConfig(seq_len=256)
+    parts = toy.parts(heads=heads)
+    read = document_batches(parts, toy.data, toy.data.train, stage, run)
+    read.rank = (0, 2)
+    model = parts.model.train()
+    losses = model(read[0], stage.z_loss).losses
+    assert {name: int(part.count) for name, part in losses.items() if part.count > 0}.keys() == {"text", "image"}
+    sum(part.total / part.count for part in losses.values()).backward()
+    lost = {*read.order.step(0, rank=1, world=2), *read.order.step(1)}  # the share of one, then of both
+    document, clip = DocumentBatches._document, UnifiedObjective.configure_gradient_clipping
+    monkeypatch.setattr(DocumentBatches, "_document", lambda self, slot: None if slot in lost else document(self, slot))
+
+    def noted(self: UnifiedObjective, *arguments: Any, **options: Any) -> None:
+        found = {name: whole_tensor(each.grad) for name, each in self.model.named_parameters() if each.grad is not None}
+        if self.global_rank == 0:
+            torch.save(found, tmp_path / f"{self.global_step}.pt")
+        clip(self, *arguments, **options)
+
+    monkeypatch.setattr(UnifiedObjective, "configure_gradient_clipping", noted)
+    assert ranks(2, lambda _: train(toy, tmp_path / "run", run, heads, stage=stage)) == [0, 0]
+    first, nothing, last = (torch.load(tmp_path / f"{step}.pt", weights_only=True) for step in range(3))
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(first[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
+    assert all(not gradient.any() for gradient in nothing.values())
+    assert all(bool(gradient.isfinite().all()) for gradient in last.values())
+    assert any(bool(gradient.any()) for gradient in last.values())
 
 
 def test_a_number_of_processes_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +182,48 @@ def test_sharded_weights_have_no_average() -> None:
     with pytest.raises(ValueError, match=r"ema_decay needs whole weights .* or run.strategy to ddp"):
         strategy_of(replace(RUN, strategy="fsdp", ema_decay=0.9), 2)
     assert strategy_of(RUN, 1) == "auto"
+
+
+def is_plain(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not isinstance(value, DTensor) and not value.is_meta
+
+
+class Made(TorchDispatchMode):
+    """Count the bytes of the tensors that are made, in storages of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = dict[int, int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {each.untyped_storage().data_ptr() for each in tree_leaves((args, kwargs)) if is_plain(each)}
+        out = func(*args, **(kwargs or {}))
+        made = (each.untyped_storage() for each in tree_leaves(out) if is_plain(each))
+        self.bytes.update({each.data_ptr(): each.nbytes() for each in made if each.data_ptr() not in given})
+        return out
+
+
+def test_spreading_copies_a_share_and_no_more(toy: Any, ranks: Ranks) -> None:
+    model = toy.parts(tie_embeddings=True).model
+    model.understanding.requires_grad_(False)
+    begun = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def spread(_: int) -> int:
+        dist.init_process_group("gloo")
+        with Made() as made:
+            shards = sharded(model, init_device_mesh("cpu", (2,)))
+        assert sum(made.bytes.values()) < 0.6 * sum(each.nbytes for each in model.parameters())
+        assert shards.head.weight is shards.embedding.weight
+        assert [each.requires_grad for each in shards.parameters()] == [
+            each.requires_grad for each in model.parameters()
+        ]
+        assert all(torch.equal(whole_tensor(each), begun[name]) for name, each in shards.state_dict().items())
+        with torch.no_grad():
+            shards.head.weight.zero_()
+        assert all(torch.equal(each, begun[name]) for name, each in model.state_dict().items()), "the whole stays"
+        return 0
+
+    assert ranks(2, spread) == [0, 0]
 
 
 def test_shards_go_on_in_shards(toy: Any, tmp_path: Path, ranks: Ranks, capfd: pytest.CaptureFixture[str]) -> None:

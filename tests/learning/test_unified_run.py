@@ -163,7 +163,7 @@ def test_what_is_skipped_is_counted(
 ) -> None:
     index = ShardIndex.open(toy.coded)
     samples = [index.read(i) for i in range(len(index))]
-    bare = [Sample(f"bare-{i}", {"txt": b"a dog"}) for i in range(12)]
+    bare = [Sample(f"bare-{i}", {"txt": b"a dog", "codes.0000.npy": b"of another tokenizer"}) for i in range(12)]
     write_shards([*samples, *bare], f"{tmp_path}/mixed/%06d.tar")
     data = replace(toy.data, train=f"{tmp_path}/mixed", num_workers=num_workers)
     run = replace(RUN, steps=3, batch_size=12)

@@ -26,6 +26,17 @@ def test_trains_shows_and_resumes(toy: Any, tmp_path: Path, capsys: pytest.Captu
     assert sorted(path.name for path in (out / "samples").iterdir())[-1] == "step-00000004.png"
 
 
+def test_a_dry_run_trains_nothing(toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = ["tokenizers", "image", "--data.train", toy.plain, "--out", str(out), *WORDS, "--dry_run"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "decoder" in said
+    assert "memory: about" in said
+    assert "steps: 2 of 4 pictures; an epoch is: pictures 6.0 steps" in said
+    assert [path.name for path in out.iterdir()] == ["first_batch.png"]
+
+
 def test_a_decoder_learns_on_while_pictures_keep_their_codes(toy: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ["tokenizers", "image", "--data.train", toy.plain, "--out", str(out), "--start", str(toy.image_tokenizer)]
