@@ -20,12 +20,14 @@ from trials import ROOT, kept
 
 SHAPE = "FSQ, 64 codes"
 PERCEPTUAL = {"perceptual_weight": 1.0}
-ADVERSARIAL = {**PERCEPTUAL, "adversarial_weight": 0.5}
+STRONG, WEAK = ({**PERCEPTUAL, "adversarial_weight": weight} for weight in (0.5, 0.1))
+LECAM = {"lecam_weight": 0.1}
 TRIALS: dict[str, dict[str, float]] = {
     "absolute and squared error": {},
     "and features (perceptual)": PERCEPTUAL,
-    "and a discriminator": ADVERSARIAL,
-    "and a discriminator with LeCAM": {**ADVERSARIAL, "lecam_weight": 0.1},
+    "and a discriminator, weight 0.5": STRONG,
+    "and a discriminator, weight 0.5, with LeCAM": {**STRONG, **LECAM},
+    "and a discriminator, weight 0.1, with LeCAM": {**WEAK, **LECAM},
 }
 
 
