@@ -48,6 +48,24 @@ class Live:
     kinds: frozenset[int]
     ended: bool = False
 
+    @classmethod
+    def of(cls, ticket: Ticket, automata: "Automata", context: int) -> "Live":
+        """Begin a request, which has no rows yet."""
+        request, used = ticket.request, len(ticket.request.prompt.ids)
+        state = automata.start(request.grammar)
+        return cls(
+            ticket=ticket,
+            slots=[],
+            state=state,
+            kind=int(automata.kind[state]),
+            kinds=automata.kinds_of(request.grammar),
+            text_left=request.max_new_tokens,
+            room=context - used,
+            images_left=request.max_images,
+            in_picture=request.bounded,
+            drawn_from=used,
+        )
+
     @property
     def request(self) -> Request:
         """What was asked for."""
@@ -94,8 +112,8 @@ class Automata:
     def start(self, grammar: Grammar) -> int:
         """Return the start state of a grammar, which is joined to the others if it is new."""
         if id(grammar) not in self.starts:
+            joined, starts = stack_grammars([*self.distinct, grammar])
             self.distinct.append(grammar)
-            joined, starts = stack_grammars(self.distinct)
             self.starts = {id(each): at for each, at in zip(self.distinct, starts.tolist(), strict=True)}
             self.grammar = joined.to(self.device)
             classes = self.grammar.allowed.shape[1]
