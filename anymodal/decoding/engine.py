@@ -292,7 +292,7 @@ class Engine:
         assert self.cache is not None, "there is a cache before there are rows"
         written = torch.tensor([live.ticket.written[-1] for live in self.lives], device=self.model.device)
         window = self.speculation.window(self.lives, written, self.state)
-        self.passes += 1
+        self._count_pass()
         hidden = self.forward.window(window.ids[self._owner], self.cache, self._used)
         rows = self._rows_of(CODE, tuple(range(len(self.lives))))
         kept = self.speculation.judge(self.lives, window, hidden, rows, self.positions)
@@ -312,8 +312,13 @@ class Engine:
 
     def _advance(self, ids: Int[Tensor, " b"]) -> None:
         assert self.cache is not None, "there is a cache before there are rows"
-        self.passes += 1
+        self._count_pass()
         self.hidden = self.forward(ids[self._owner], self.cache, self._used)
+
+    def _count_pass(self) -> None:
+        self.passes += 1
+        for live in self.lives:
+            live.ticket.passes += 1
 
     # rows end
 

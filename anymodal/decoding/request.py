@@ -117,7 +117,9 @@ class BrokenOffError(RuntimeError):
 
 
 class Ticket:
-    """A request on its way: what it has written, whether it is done, and what went wrong.
+    """A request on its way: what it has written, whether it is done, what went wrong, and what it took.
+
+    It has taken part in `passes` behind its prompt; of its ids, speculation `guessed` some, of which some `held`.
 
     >>> from anymodal.tokens.vocabulary import Vocabulary
     >>> from anymodal.tokens.grammar import compile_grammar
@@ -136,6 +138,7 @@ class Ticket:
         self.error: Exception | None = None
         self.done = False
         self.cancelled = False
+        self.passes = self.guessed = self.held = 0
 
     @property
     def ids(self) -> Int[Tensor, " n"]:
