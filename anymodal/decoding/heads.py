@@ -175,8 +175,8 @@ class Rows:
             settings=Settings.of([live.request.image if codes else live.request.text for live in chosen], device),
             guided=_tensor(guided, device),
             three_way=_tensor(three_way, device),
-            scale=torch.tensor([image.guidance_scale for image in images], device=device),
-            image_scale=torch.tensor([images[place].image_guidance_scale for place in three_way], device=device),
+            scale=_scales([image.guidance_scale for image in images], device),
+            image_scale=_scales([images[place].image_guidance_scale for place in three_way], device),
             interval=limits,
             in_order=slots == list(range(len(slots))),
         )
@@ -191,19 +191,17 @@ class Rows:
         conditional, unconditional, pictures = logits.split(sizes)
         if not len(self.guided):
             return conditional
-        scale, image_scale = self.scale, self.image_scale
+        everyone = len(self.guided) == len(self.lives)
+        own = conditional if everyone else conditional[self.guided]
+        pushed = guide(own, unconditional, self.scale)
+        if len(self.three_way):
+            mine = self.three_way
+            by_both = guide_three_ways(own[mine], pictures, unconditional[mine], self.scale[mine], self.image_scale)
+            pushed = pushed.index_copy(0, mine, by_both)
         if self.interval is not None:
             here = positions[self.guided]
             inside = (self.interval[0] <= here) & (here < self.interval[1])
-            scale = torch.where(inside, scale, 1.0)
-            image_scale = torch.where(inside[self.three_way], image_scale, 1.0)
-        everyone = len(self.guided) == len(self.lives)
-        own = conditional if everyone else conditional[self.guided]
-        pushed = guide(own, unconditional, scale)
-        if len(self.three_way):
-            mine = self.three_way
-            by_both = guide_three_ways(own[mine], pictures, unconditional[mine], scale[mine], image_scale)
-            pushed = pushed.index_copy(0, mine, by_both)
+            pushed = torch.where(inside[:, None], pushed, own)
         return pushed if everyone else conditional.index_copy(0, self.guided, pushed)
 
 
@@ -264,6 +262,10 @@ def _interval(live: Live) -> list[int]:
     request = live.request
     tokens = request.longest if request.bounded else request.picture_tokens
     return [live.drawn_from + round(share * tokens) for share in request.image.guidance_interval]
+
+
+def _scales(values: Sequence[float | None], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device)  # rounded as the logits are, and no more
 
 
 def _tensor(values: Sequence[object], device: torch.device) -> Tensor:
