@@ -41,7 +41,7 @@ class Engine:
         self.reader = Reader(model, self.config, self.kept)
         self.heads = Heads(model, whole=self.config.max_rows if self.config.batch_invariant else 0)
         self.forward = Forward(model, self.config)
-        self.automata = Automata(model.device)
+        self.automata = Automata(model.device, self.heads.boi)
         self.speculation = Speculation(self.config, self.heads, self.automata)
         self.lag = self.config.lag if self.config.lag is not None else int(model.device.type == "cuda")
         self.waiting: deque[Ticket] = deque()

@@ -96,13 +96,14 @@ class Automata:
     """The grammars of all rows as one, with what each state needs.
 
     Attributes:
-        kind: of every state: `TEXT` and `CODE` need that head, `FORCED` allows one id alone, `DONE` none.
+        kind: of every state: `TEXT` and `CODE` need that head, `FORCED` allows one id alone, `DONE` none. Where nothing
+            is allowed the text head finds the fault, and where `boi` alone is, whether a picture may begin.
         forced: that one id, else 0.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, boi: int) -> None:
         """Begin without a grammar."""
-        self.device = device
+        self.device, self.boi = device, boi
         self.distinct: list[Grammar] = []
         self.starts: dict[int, int] = {}
         self.grammar: Grammar
@@ -124,9 +125,10 @@ class Automata:
                 0, self.grammar.class_of, torch.arange(len(self.grammar.class_of), device=self.device), "amin"
             )
             only = first[self.grammar.allowed.int().argmax(1)]
-            self.forced = torch.where(choices == 1, only, 0)
-            kind = torch.where(self.grammar.codes_next, CODE, TEXT)
-            self.kind = torch.where(self.grammar.done, DONE, torch.where(choices == 1, FORCED, kind))
+            forces = (choices == 1) & (only != self.boi)
+            self.forced = torch.where(forces, only, 0)
+            kind = torch.where(self.grammar.codes_next & (choices > 0), CODE, TEXT)
+            self.kind = torch.where(self.grammar.done, DONE, torch.where(forces, FORCED, kind))
         return self.starts[id(grammar)]
 
     def kinds_of(self, grammar: Grammar) -> frozenset[int]:

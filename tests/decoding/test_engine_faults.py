@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from anymodal.decoding.choice import SamplingError
 from anymodal.decoding.config import EngineConfig
 from anymodal.decoding.engine import Engine
 from anymodal.decoding.request import BrokenOffError, Guides, Request, Ticket
@@ -145,3 +146,67 @@ def test_a_sampler_goes_on_behind_a_failure(make_setup: Make, monkeypatch: pytes
             with pytest.raises(type(error)):
                 sampler.generate([bad, setup.write("a", 3)])
         assert sampler.generate([bad])[0].tolist() == expected
+
+
+def dead_end(request: Request, ids: list[int]) -> Request:
+    """Let nothing come behind these ids, which the grammar of the request allows."""
+    grammar = request.grammar
+    at = grammar.check(torch.tensor(ids, dtype=torch.long))
+    allowed = grammar.allowed.clone()
+    allowed[at] = False
+    return replace(request, grammar=replace(grammar, allowed=allowed))
+
+
+@pytest.mark.parametrize("at", [0, 1, 5, 11, 12])
+@pytest.mark.parametrize("how", [{"lag": 0}, {"lag": 1}, {"speculation": "jacobi"}, {"speculation": "accept"}])
+def test_a_picture_with_no_legal_id_ends_there_and_alone(make_setup: Make, at: int, how: dict[str, Any]) -> None:
+    setup = make_setup("decoupled", "fixed")
+    good = [setup.draw("a dog", 1, guidance_scale=2.0), setup.draw("a", 4)]
+    plain = setup.draw("dog", 2, guidance_scale=3.0)
+    expected, (whole,) = setup.generate(good, **how), setup.generate([plain], **how)
+    engine = Engine(setup.model.eval(), EngineConfig(window=4, **how))
+    tickets = [engine.submit(request) for request in (good[0], dead_end(plain, whole[:at]), good[1])]
+    finish(engine)
+    assert isinstance(tickets[1].error, SamplingError)
+    assert "hold no finite number among the allowed ids" in str(tickets[1].error)
+    assert len(tickets[1].written) == at
+    assert [len(ticket.written) for ticket in tickets[::2]] == [13, 13]
+    if "accept" not in how.values():  # whose ids depend on what runs beside
+        assert tickets[1].written == whole[:at]
+        assert [tickets[0].written, tickets[2].written] == expected
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("heads", ["shared", "decoupled"])
+def test_text_with_no_legal_id_ends_there_and_alone(make_setup: Make, heads: str, lag: int) -> None:
+    setup = make_setup(heads, "rows")
+    good = [setup.write("a", 3), setup.draw("a", 4, guidance_scale=2.0)]
+    illustrated = setup.illustrate("a red dog", 12)
+    expected = setup.generate([*good, illustrated])
+    engine = Engine(setup.model.eval(), EngineConfig(lag=lag))
+    mute, stuck = dead_end(good[0], []), dead_end(illustrated, expected[2][: expected[2].index(engine.heads.boi) + 3])
+    tickets = [engine.submit(request) for request in (good[0], mute, stuck, good[1])]
+    finish(engine)
+    assert [type(ticket.error) for ticket in tickets] == [type(None), SamplingError, SamplingError, type(None)]
+    assert not tickets[1].written
+    assert tickets[2].written == expected[2][: len(tickets[2].written)]
+    assert tickets[2].written[-3] == engine.heads.boi
+    assert [tickets[0].written, tickets[3].written] == expected[:2]
+
+
+def test_a_picture_that_must_begin_and_may_not_is_no_legal_id(make_setup: Make) -> None:
+    """Such a grammar leaves no choice, and yet a picture more would overflow the context or what was asked for."""
+    setup = make_setup("shared", "fixed")
+    request = setup.illustrate("a dog", 10, max_images=1)
+    grammar, boi = request.grammar, setup.model.vocabulary.special("boi")
+    allowed = grammar.allowed.clone()
+    allowed[grammar.start] = False
+    allowed[grammar.start, grammar.class_of[boi]] = True
+    one = replace(request, grammar=replace(grammar, allowed=allowed))
+    engine = Engine(setup.model.eval())
+    tickets = [engine.submit(each) for each in (one, replace(one, max_images=None), setup.write("a", 3))]
+    finish(engine)
+    assert all(isinstance(ticket.error, SamplingError) for ticket in tickets[:2])
+    assert tickets[0].written.count(boi) == 1
+    assert tickets[1].written.count(boi) == (96 - len(request.prompt.ids)) // 14
+    assert [tickets[2].written] == setup.generate([setup.write("a", 3)])

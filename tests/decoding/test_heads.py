@@ -13,7 +13,7 @@ from anymodal.decoding.request import Ticket
 @pytest.mark.parametrize("layout", ["fixed", "rows"])
 def test_states_say_what_they_need(make_setup: Callable[..., Any], layout: str) -> None:
     setup = make_setup("decoupled", layout)
-    automata = Automata(torch.device("cpu"))
+    automata = Automata(torch.device("cpu"), setup.model.vocabulary.special("boi"))
     image, text = setup.grammar("image"), setup.grammar("text")
     start, other = automata.start(image), automata.start(text)
     assert automata.start(image) == start
@@ -43,7 +43,7 @@ def rows_of(setup: Any, **options: Any) -> Rows:
     """Gather three guided requests, of which the last is guided three ways."""
     requests = [setup.draw("a", 1, **options), setup.draw("b", 2, **options)]
     requests.append(setup.redraw(3, image_guidance_scale=1.7, **options))
-    automata, lives = Automata(torch.device("cpu")), []
+    automata, lives = Automata(torch.device("cpu"), setup.model.vocabulary.special("boi")), []
     for number, request in enumerate(requests):
         lives.append(Live.of(Ticket(request), automata, 96))
         lives[-1].slots = list(range(3 * number, 3 * number + request.num_rows))
