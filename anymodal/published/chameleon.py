@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from anymodal.model.config import AnyModalConfig
 from anymodal.model.folder import ModelFolder, Origin
 from anymodal.model.unified import AnyModal
 from anymodal.published.chameleon_vqgan import load_image_tokenizer, save_decoder
+from anymodal.published.generation import read_generation
 from anymodal.published.layout import Layout, PublishedFolder, no_memory, write_side_files
 from anymodal.published.llama import backbone_rules, read_transformer, refuse_unlike, write_transformer
 from anymodal.published.names import Names
@@ -114,13 +116,14 @@ def load(folder: PublishedFolder) -> ModelFolder:
         specials=folder.roles(text, ROLES),
         tables={"image": code_table(vocabulary_map, image.codebook_size)},
     )
-    return gather(
+    parts = gather(
         build(str(folder.path), config, vocabulary, tensors, names(config)),
         text=text,
         image=image,
         grid=_grid(folder, image.config.down_sampling),
         origin=folder.origin(NAME),
     )
+    return replace(parts, generation=read_generation(folder, eos=vocabulary.special("eos"), **GENERATION, draws=False))
 
 
 def build(

@@ -12,6 +12,7 @@ from torch import Tensor
 from anymodal.model.config import AnyModalConfig
 from anymodal.model.folder import ModelFolder
 from anymodal.model.unified import AnyModal
+from anymodal.published.generation import read_generation
 from anymodal.published.layout import Layout, PublishedFolder, no_memory, write_side_files
 from anymodal.published.llama import backbone_rules, read_transformer, refuse_unlike, write_transformer
 from anymodal.published.movq import movq_names, read_movq_config, write_movq_config
@@ -167,15 +168,18 @@ def load(folder: PublishedFolder) -> ModelFolder:
     names(config).read(tensors, model, str(folder.path))
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
-    theirs = folder.json("generation_config.json")
-    drawing = {"guidance_scale": float(theirs.get("guidance_scale") or 3.0), "top_k": int(theirs.get("top_k") or 2048)}
     return ModelFolder(
         model=model.eval(),
         text_tokenizer=text,
         image_tokenizer=_image_tokenizer(folder, image_config, tensors),
         layout=PictureLayout(kind="rows", sizes=grids(image_config.pictures, image_config.down_sampling)),
         template=TEMPLATE,
-        generation={"image": {"temperature": 1.0, **drawing}, "text": {"temperature": 0.0}},
+        generation=read_generation(
+            folder,
+            eos=vocabulary.special("eos"),
+            image={"temperature": 1.0, "guidance_scale": 3.0, "top_k": 2048},
+            text={"temperature": 0.0},
+        ),
         origin=folder.origin(NAME),
     )
 

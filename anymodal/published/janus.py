@@ -10,6 +10,7 @@ import torch
 from anymodal.model.config import AnyModalConfig, UnderstandingConfig
 from anymodal.model.folder import ModelFolder
 from anymodal.model.unified import AnyModal
+from anymodal.published.generation import read_generation
 from anymodal.published.layout import Layout, PublishedFolder, no_memory, write_side_files
 from anymodal.published.llama import backbone_rules, read_transformer, refuse_unlike, write_transformer
 from anymodal.published.names import Names, Rule, under
@@ -173,17 +174,15 @@ def assemble(
             f"pictures have {config.understanding.image_size} pixels a side, which {image.config.down_sampling}, the "
             "down-sampling of the image tokenizer, does not divide; the config is broken."
         )
-    theirs = folder.json("generation_config.json")
     return ModelFolder(
         model=model.eval(),
         text_tokenizer=text,
         image_tokenizer=image.eval(),
         layout=PictureLayout(kind="fixed", sizes=((side, side),)),
         template=template_of(roles, system=bool(folder.json("processor_config.json").get("use_default_system_prompt"))),
-        generation={
-            "image": {"temperature": 1.0, "guidance_scale": float(theirs.get("guidance_scale") or 5.0)},
-            "text": {"temperature": 0.0},
-        },
+        generation=read_generation(
+            folder, eos=roles["eos"], image={"temperature": 1.0, "guidance_scale": 5.0}, text={"temperature": 0.0}
+        ),
         origin=folder.origin(NAME),
     )
 
