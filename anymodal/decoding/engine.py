@@ -133,9 +133,8 @@ class Engine:
                 self._settle()
 
     def _in_lockstep(self) -> bool:
-        chooses = any(not live.request.bounded and CODE in live.kinds for live in self.lives)
         # whether a picture may begin, and its guidance, are the host's affair
-        return self.lag == 0 or self.config.speculation != "none" or chooses
+        return self.lag == 0 or self.config.speculation != "none" or any(live.chooses for live in self.lives)
 
     # rows come
 

@@ -76,6 +76,11 @@ class Live:
         """May it begin a picture."""
         return self.images_left != 0 and self.room > self.request.picture_tokens
 
+    @property
+    def chooses(self) -> bool:
+        """Is it, or may it come to be, inside of a picture that the model has begun."""
+        return not self.request.bounded and CODE in self.kinds and (self.in_picture or self.images_left != 0)
+
     def write(self, index: int, boi: int, eoi: int) -> None:
         """Take an id down, and end where it is the last: of the grammar, or of what was asked for."""
         self.ticket.written.append(index)

@@ -138,6 +138,26 @@ def test_captured_steps_wait_for_documents_that_may_begin_pictures(
     assert engine.used_rows == 0
 
 
+@pytest.mark.parametrize("heads", ["shared", "decoupled"])
+def test_documents_go_ahead_behind_their_last_picture(make_setup: Callable[..., Any], heads: str) -> None:
+    setup = make_setup(heads, "fixed")
+    setup.model.eval()
+    none, one = (setup.illustrate("a dog", 10, max_new_tokens=16, max_images=count) for count in (0, 1))
+    expected = setup.generate([none, one])
+    assert [ids.count(setup.model.vocabulary.special("boi")) for ids in expected] == [0, 1]
+    for request, ids in zip((none, one), expected, strict=True):
+        engine, _ = capturing(setup.model)
+        ticket, waited = engine.submit(request), list[bool]()
+        while not engine.idle:
+            engine.step()
+            waited += [engine._in_lockstep()] if engine.lives else []
+        assert ticket.written == ids
+        end = ids.index(setup.model.vocabulary.special("eoi")) if request is one else 0
+        assert waited[:end] == [True] * end
+        assert not any(waited[end:])
+        assert len(waited) > end
+
+
 def test_captured_row_without_numbers_ends_a_step_late_and_alone(make_setup: Callable[..., Any]) -> None:
     setup = make_setup("decoupled", "fixed")
     requests = [setup.draw(text, seed) for seed, text in enumerate(("a dog", "apple", "dog"))]
