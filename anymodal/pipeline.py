@@ -366,11 +366,9 @@ class Pipeline:
                 yield from events
         finally:
             seconds = time.perf_counter() - start
-            self.usage = Usage(tokens=len(ticket.written), seconds=seconds, rows=1, passes=engine.passes)
+            self.usage = Usage.of([ticket], seconds=seconds, passes=engine.passes)
 
     def _timed(self, requests: Sequence[Request]) -> list[Int[Tensor, " n"]]:
-        start = time.perf_counter()
         results = self.sampler.generate(requests)
-        tokens, seconds = sum(len(ids) for ids in results), time.perf_counter() - start
-        self.usage = Usage(tokens=tokens, seconds=seconds, rows=len(results), passes=self.sampler.passes)
+        self.usage = self.sampler.usage
         return results

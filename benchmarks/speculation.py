@@ -62,7 +62,7 @@ def measure(pipe: anymodal.Pipeline, count: int, rounds: int, windows: Sequence[
                 drawn[name], passes[name] = [], []
                 for request in requests:
                     drawn[name].append(sampler.generate([request])[0].tolist())
-                    passes[name].append(sampler.passes)
+                    passes[name].append(sampler.usage.passes)
                 seconds[name].append(time.perf_counter() - start)
         for name in samplers:
             pairs = zip(drawn[name], drawn[PLAIN], strict=True)

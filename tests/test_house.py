@@ -179,3 +179,16 @@ def test_no_path_or_host_of_one_machine() -> None:
         text = path.read_bytes()
         found = None if b"\0" in text else forbidden.search(text.decode("utf-8", errors="replace"))
         assert found is None, f"{name(path)} names {found[0]!r}" if found else ""
+
+
+def test_pictures_stand_on_a_page_with_words_for_who_cannot_see_them() -> None:
+    pages = [ROOT / "README.md", *(path for room in ("docs", "benchmarks") for path in (ROOT / room).glob("*.md"))]
+    shown = {
+        (page.parent / target).resolve(): words
+        for page in pages
+        for words, target in re.findall(r"!\[(.*?)\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    }
+    kept = [path for room in ("docs", "benchmarks") for path in (ROOT / room).iterdir()]
+    for path in kept:
+        if path.suffix in (".png", ".svg"):
+            assert len(shown.get(path.resolve(), "").split()) > 2, f"{name(path)} needs a page, and an alt text"

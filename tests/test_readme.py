@@ -1,5 +1,6 @@
 """What README tells a user to type is typed here: Python, sampling, and the five commands on pictures of one's own."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -102,3 +103,19 @@ def test_every_program_of_the_tree_is_named(root: Path) -> None:
     for folder in FOLDERS:
         for path in (root / folder).glob("*.py"):
             assert path.name in text, path
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/sampling.md"])
+def test_what_is_said_of_speculation_was_measured(root: Path, page: str) -> None:
+    rows = json.loads((root / "benchmarks" / "speculation.json").read_text(encoding="utf-8"))["rows"]
+    guessed = [row for row in rows if row["engine"].startswith("jacobi")]
+    (plain,) = {row["passes"] for row in rows if row["engine"] == "none"}
+    assert {row["equal"] for row in guessed} == {1}
+    passes, speeds = ([row[key] for row in guessed] for key in ("passes", "speed"))
+    told = " ".join((root / page).read_text(encoding="utf-8").split())
+    for figure in (
+        f"{min(passes):.1f} to {max(passes):.1f} ",
+        f"{plain}",
+        f"{min(speeds):.2f} to {max(speeds):.2f} times",
+    ):
+        assert figure in told, figure

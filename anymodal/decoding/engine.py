@@ -2,50 +2,25 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from traceback import clear_frames
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from anymodal.decoding.choice import FAULTS, SamplingError
+from anymodal.decoding.chosen import Chosen
 from anymodal.decoding.config import EngineConfig
 from anymodal.decoding.forward import Forward
 from anymodal.decoding.heads import CODE, TEXT, Automata, Heads, Live, Rows
 from anymodal.decoding.native_blocks import NativeBlocks
-from anymodal.decoding.prefill import Prefix, PrefixStore, Reader, digests, piece_of
-from anymodal.decoding.request import Request, Ticket, housed
+from anymodal.decoding.prefill import Prefix, PrefixStore, Reader, digests
+from anymodal.decoding.request import BrokenOffError, Request, Ticket
+from anymodal.decoding.room import with_room
 from anymodal.decoding.speculation import Speculation
 from anymodal.model.cache import KVCache
 from anymodal.model.unified import AnyModal
 from anymodal.tokens.document import TokenSequence
-
-ROUND = 64  # capacities are multiples, so that later requests fit without moving the cache
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """What was chosen for the requests of a step, on its way to the host."""
-
-    lives: Sequence[Live]
-    bundle: Int[Tensor, "4 b"]
-    arrived: torch.cuda.Event | None
-
-    @classmethod
-    def of(cls, lives: Sequence[Live], bundle: Int[Tensor, "4 b"]) -> "_Chosen":
-        """Send it, without waiting and without queueing behind the step that follows."""
-        if bundle.device.type != "cuda":
-            return cls(list(lives), bundle, None)
-        told, arrived = bundle.to("cpu", non_blocking=True), torch.cuda.Event()
-        arrived.record()
-        return cls(list(lives), told, arrived)
-
-    def read(self) -> list[list[int]]:
-        """Return ids, faults, states and kinds, a row a request."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        rows: list[list[int]] = self.bundle.T.tolist()
-        return rows
 
 
 class Engine:
@@ -66,7 +41,7 @@ class Engine:
         self.reader = Reader(model, self.config, self.kept)
         self.heads = Heads(model, whole=self.config.max_rows if self.config.batch_invariant else 0)
         self.forward = Forward(model, self.config)
-        self.automata = Automata(model.device)
+        self.automata = Automata(model.device, self.heads.boi)
         self.speculation = Speculation(self.config, self.heads, self.automata)
         self.lag = self.config.lag if self.config.lag is not None else int(model.device.type == "cuda")
         self.waiting: deque[Ticket] = deque()
@@ -74,7 +49,7 @@ class Engine:
         self.cache: KVCache | None = None
         self.passes = 0
         self._used = 0
-        self._pending: deque[_Chosen] = deque()
+        self._pending: deque[Chosen] = deque()
         self._clear_tables()
 
     def _clear_tables(self) -> None:
@@ -129,14 +104,21 @@ class Engine:
     def step(self) -> None:
         """Let new requests in, choose an id for every one that runs, and read these.
 
-        A row whose logits are no numbers ends with an error in its ticket; the others go on.
+        A request that cannot come in, or whose logits are no numbers, ends with an error in its ticket; the others go
+        on. Where the step itself fails or is interrupted, all that run end so, and those that wait go on waiting.
         """
-        self._admit()
-        if not self.lives:
-            return
+        try:
+            self._admit()
+            if self.lives:
+                self._write()
+        except BaseException as error:
+            self._break_off(error)
+            raise
+
+    def _write(self) -> None:
         speculates = self.speculation.possible(self.lives)
         chosen, bundle = self._choose(speculates)
-        self._pending.append(_Chosen.of(self.lives, bundle))
+        self._pending.append(Chosen.of(self.lives, bundle))
         if self._in_lockstep():
             self._settle_all()
             self._detach()
@@ -151,79 +133,72 @@ class Engine:
                 self._settle()
 
     def _in_lockstep(self) -> bool:
-        chooses = any(not live.request.bounded and CODE in live.kinds for live in self.lives)
         # whether a picture may begin, and its guidance, are the host's affair
-        return self.lag == 0 or self.config.speculation != "none" or chooses
+        return self.lag == 0 or self.config.speculation != "none" or any(live.chooses for live in self.lives)
 
     # rows come
 
     def _admit(self) -> None:
         taken = sum(live.request.num_rows for live in self.lives)
         tickets: list[Ticket] = []
-        while self.waiting and taken + self.waiting[0].request.num_rows <= self.config.max_rows:
-            taken += self.waiting[0].request.num_rows
-            tickets.append(self.waiting.popleft())
+        for ticket in self.waiting:
+            taken += ticket.request.num_rows
+            if taken > self.config.max_rows:
+                break
+            tickets.append(ticket)
         if not tickets:
             return
         self._settle_all()
         if not self.lives:
             self._clear_tables()
-        tickets = housed(tickets, self._make_room)
-        if not tickets:
+        self._let_in(tickets)
+        for _ in tickets:
+            self.waiting.popleft()
+
+    def _let_in(self, tickets: Sequence[Ticket]) -> None:
+        """Begin requests together, or where that fails one after another; one that fails alone ends with the error."""
+        try:
+            self._begin(tickets)
             return
+        except Exception as error:
+            clear_frames(error.__traceback__)  # what was computed takes memory that the next try may need
+            if len(tickets) == 1:
+                tickets[0].error, tickets[0].done = error, True
+                return
+        for ticket in tickets:
+            self._let_in([ticket])
+
+    def _begin(self, tickets: Sequence[Ticket]) -> None:
+        """Read the prompts of requests; all of them run then, or where that fails none."""
+        self._make_room([ticket.request for ticket in tickets])
+        lives = [Live.of(ticket, self.automata, self.context) for ticket in tickets]
         prompts = [[ticket.request.prompt, *ticket.request.beside()] for ticket in tickets]
         slots = iter(self._read([prompt for each in prompts for prompt in each]))
-        for ticket, each in zip(tickets, prompts, strict=True):
-            self.lives.append(self._live(ticket, [next(slots) for _ in each]))
-        device, new = self.model.device, self.lives[-len(tickets) :]
-        self.state = torch.cat((self.state, torch.tensor([live.state for live in new], device=device)))
-        starts = torch.tensor([len(live.request.prompt.ids) for live in new], device=device)
+        for live, each in zip(lives, prompts, strict=True):
+            live.slots = [next(slots) for _ in each]
+        device = self.model.device
+        self.lives += lives
+        self.state = torch.cat((self.state, torch.tensor([live.state for live in lives], device=device)))
+        starts = torch.tensor([live.drawn_from for live in lives], device=device)
         self.positions = torch.cat((self.positions, starts))
         self._rebuild()
 
-    def _live(self, ticket: Ticket, slots: list[int]) -> Live:
-        request, used = ticket.request, len(ticket.request.prompt.ids)
-        state = self.automata.start(request.grammar)
-        return Live(
-            ticket=ticket,
-            slots=slots,
-            state=state,
-            kind=int(self.automata.kind[state]),
-            kinds=self.automata.kinds_of(request.grammar),
-            text_left=request.max_new_tokens,
-            room=self.context - used,
-            images_left=request.max_images,
-            in_picture=request.bounded,
-            drawn_from=used,
-        )
-
     def _make_room(self, requests: Sequence[Request]) -> None:
         """Let the cache hold these requests too."""
-        rows = sum(live.request.num_rows for live in self.lives) + sum(each.num_rows for each in requests)
-        spare = 2 + (self.config.window if self.config.speculation != "none" else 0)
-        used = [max(len(s.ids) for s in (each.prompt, *each.beside())) + each.budget(self.context) for each in requests]
-        tokens = -(-(max(used) + spare) // ROUND) * ROUND
-        if self.config.batch_invariant:
-            rows, piece = self.config.max_rows, piece_of(self.config)
-            tokens = -(-(self.context + spare) // piece) * piece
-        if self.cache is not None and rows <= self.cache.num_rows and tokens <= self.cache.capacity:
-            return
-        shape = self.model.config.transformer
-        if self.cache is not None:
-            rows, tokens = max(rows, self.cache.num_rows), max(tokens, self.cache.capacity)
-            self.cache = self.cache.grown(shape, num_rows=rows, capacity=tokens)
-            return
-        stack, dtype = self.model.transformer.stack, self.model.embedding.weight.dtype
-        self.cache = KVCache(
-            shape, num_rows=rows, capacity=tokens, device=self.model.device,
-            dtype=stack.cache_dtype if isinstance(stack, NativeBlocks) else dtype,
-            bucket=tokens if self.config.batch_invariant else self.forward.bucket,
-        )  # fmt: skip
+        taken = sum(live.request.num_rows for live in self.lives)
+        self.cache = with_room(
+            self.cache, requests, taken=taken, model=self.model, config=self.config, bucket=self.forward.bucket
+        )
 
     def _read(self, sequences: Sequence[TokenSequence]) -> list[int]:
-        """Read prompts into rows behind those in use."""
+        """Read prompts into rows behind those in use, which stay free where that fails."""
         assert self.cache is not None, "there is a cache before there are rows"
-        slots, hidden = self.reader.read(sequences, self.cache, self._used)
+        try:
+            slots, hidden = self.reader.read(sequences, self.cache, self._used)
+        except Exception:
+            for row in range(self._used, self._used + len(sequences)):
+                self.cache.clear(row)
+            raise
         self.hidden = torch.cat((self.hidden.to(hidden.dtype), hidden))
         self._used += len(sequences)
         return slots
@@ -233,9 +208,13 @@ class Engine:
         begun = [live for live in self.lives if live.in_picture and len(live.slots) == 1 and live.request.guided]
         for live in begun:
             if live.request.guides is not None:
-                guides = live.request.guides(live.ticket.sequence)
-                wanted = [guides.unconditional, *([guides.pictures] if guides.pictures is not None else [])]
-                live.slots += self._read(wanted[: live.request.num_rows - 1])
+                try:
+                    guides = live.request.guides(live.ticket.sequence)
+                    wanted = [guides.unconditional, *([guides.pictures] if guides.pictures is not None else [])]
+                    live.slots += self._read(wanted[: live.request.num_rows - 1])
+                except Exception as error:
+                    live.ticket.error, live.ended = error, True
+        self._release([live for live in begun if live.ended])
         if begun:
             self._rebuild()
 
@@ -312,7 +291,7 @@ class Engine:
         assert self.cache is not None, "there is a cache before there are rows"
         written = torch.tensor([live.ticket.written[-1] for live in self.lives], device=self.model.device)
         window = self.speculation.window(self.lives, written, self.state)
-        self.passes += 1
+        self._count_pass()
         hidden = self.forward.window(window.ids[self._owner], self.cache, self._used)
         rows = self._rows_of(CODE, tuple(range(len(self.lives))))
         kept = self.speculation.judge(self.lives, window, hidden, rows, self.positions)
@@ -332,8 +311,13 @@ class Engine:
 
     def _advance(self, ids: Int[Tensor, " b"]) -> None:
         assert self.cache is not None, "there is a cache before there are rows"
-        self.passes += 1
+        self._count_pass()
         self.hidden = self.forward(ids[self._owner], self.cache, self._used)
+
+    def _count_pass(self) -> None:
+        self.passes += 1
+        for live in self.lives:
+            live.ticket.passes += 1
 
     # rows end
 
@@ -388,6 +372,16 @@ class Engine:
                 self.cache.clear(last)
             self._used = last
         self.hidden = self.hidden[: self._used]
+
+    def _break_off(self, error: BaseException) -> None:
+        """End all that runs, for what a step has left half done nobody can go on with."""
+        for live in self.lives:
+            self.speculation.forget(live)
+            live.ticket.error, live.ticket.done = BrokenOffError.by(error), True
+        self.waiting = deque(ticket for ticket in self.waiting if not ticket.done)
+        self.lives, self.cache, self._used = [], None, 0
+        self._pending.clear()
+        self._clear_tables()
 
     def _keep(self, live: Live) -> None:
         assert self.cache is not None and self.kept is not None, "rows that end have been in a cache"

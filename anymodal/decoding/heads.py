@@ -48,6 +48,24 @@ class Live:
     kinds: frozenset[int]
     ended: bool = False
 
+    @classmethod
+    def of(cls, ticket: Ticket, automata: "Automata", context: int) -> "Live":
+        """Begin a request, which has no rows yet."""
+        request, used = ticket.request, len(ticket.request.prompt.ids)
+        state = automata.start(request.grammar)
+        return cls(
+            ticket=ticket,
+            slots=[],
+            state=state,
+            kind=int(automata.kind[state]),
+            kinds=automata.kinds_of(request.grammar),
+            text_left=request.max_new_tokens,
+            room=context - used,
+            images_left=request.max_images,
+            in_picture=request.bounded,
+            drawn_from=used,
+        )
+
     @property
     def request(self) -> Request:
         """What was asked for."""
@@ -57,6 +75,11 @@ class Live:
     def may_draw(self) -> bool:
         """May it begin a picture."""
         return self.images_left != 0 and self.room > self.request.picture_tokens
+
+    @property
+    def chooses(self) -> bool:
+        """Is it, or may it come to be, inside of a picture that the model has begun."""
+        return not self.request.bounded and CODE in self.kinds and (self.in_picture or self.images_left != 0)
 
     def write(self, index: int, boi: int, eoi: int) -> None:
         """Take an id down, and end where it is the last: of the grammar, or of what was asked for."""
@@ -78,13 +101,14 @@ class Automata:
     """The grammars of all rows as one, with what each state needs.
 
     Attributes:
-        kind: of every state: `TEXT` and `CODE` need that head, `FORCED` allows one id alone, `DONE` none.
+        kind: of every state: `TEXT` and `CODE` need that head, `FORCED` allows one id alone, `DONE` none. Where nothing
+            is allowed the text head finds the fault, and where `boi` alone is, whether a picture may begin.
         forced: that one id, else 0.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, boi: int) -> None:
         """Begin without a grammar."""
-        self.device = device
+        self.device, self.boi = device, boi
         self.distinct: list[Grammar] = []
         self.starts: dict[int, int] = {}
         self.grammar: Grammar
@@ -94,8 +118,8 @@ class Automata:
     def start(self, grammar: Grammar) -> int:
         """Return the start state of a grammar, which is joined to the others if it is new."""
         if id(grammar) not in self.starts:
+            joined, starts = stack_grammars([*self.distinct, grammar])
             self.distinct.append(grammar)
-            joined, starts = stack_grammars(self.distinct)
             self.starts = {id(each): at for each, at in zip(self.distinct, starts.tolist(), strict=True)}
             self.grammar = joined.to(self.device)
             classes = self.grammar.allowed.shape[1]
@@ -106,9 +130,10 @@ class Automata:
                 0, self.grammar.class_of, torch.arange(len(self.grammar.class_of), device=self.device), "amin"
             )
             only = first[self.grammar.allowed.int().argmax(1)]
-            self.forced = torch.where(choices == 1, only, 0)
-            kind = torch.where(self.grammar.codes_next, CODE, TEXT)
-            self.kind = torch.where(self.grammar.done, DONE, torch.where(choices == 1, FORCED, kind))
+            forces = (choices == 1) & (only != self.boi)
+            self.forced = torch.where(forces, only, 0)
+            kind = torch.where(self.grammar.codes_next & (choices > 0), CODE, TEXT)
+            self.kind = torch.where(self.grammar.done, DONE, torch.where(forces, FORCED, kind))
         return self.starts[id(grammar)]
 
     def kinds_of(self, grammar: Grammar) -> frozenset[int]:
@@ -157,8 +182,8 @@ class Rows:
             settings=Settings.of([live.request.image if codes else live.request.text for live in chosen], device),
             guided=_tensor(guided, device),
             three_way=_tensor(three_way, device),
-            scale=torch.tensor([image.guidance_scale for image in images], device=device),
-            image_scale=torch.tensor([images[place].image_guidance_scale for place in three_way], device=device),
+            scale=_scales([image.guidance_scale for image in images], device),
+            image_scale=_scales([images[place].image_guidance_scale for place in three_way], device),
             interval=limits,
             in_order=slots == list(range(len(slots))),
         )
@@ -173,19 +198,17 @@ class Rows:
         conditional, unconditional, pictures = logits.split(sizes)
         if not len(self.guided):
             return conditional
-        scale, image_scale = self.scale, self.image_scale
+        everyone = len(self.guided) == len(self.lives)
+        own = conditional if everyone else conditional[self.guided]
+        pushed = guide(own, unconditional, self.scale)
+        if len(self.three_way):
+            mine = self.three_way
+            by_both = guide_three_ways(own[mine], pictures, unconditional[mine], self.scale[mine], self.image_scale)
+            pushed = pushed.index_copy(0, mine, by_both)
         if self.interval is not None:
             here = positions[self.guided]
             inside = (self.interval[0] <= here) & (here < self.interval[1])
-            scale = torch.where(inside, scale, 1.0)
-            image_scale = torch.where(inside[self.three_way], image_scale, 1.0)
-        everyone = len(self.guided) == len(self.lives)
-        own = conditional if everyone else conditional[self.guided]
-        pushed = guide(own, unconditional, scale)
-        if len(self.three_way):
-            mine = self.three_way
-            by_both = guide_three_ways(own[mine], pictures, unconditional[mine], scale[mine], image_scale)
-            pushed = pushed.index_copy(0, mine, by_both)
+            pushed = torch.where(inside[:, None], pushed, own)
         return pushed if everyone else conditional.index_copy(0, self.guided, pushed)
 
 
@@ -246,6 +269,10 @@ def _interval(live: Live) -> list[int]:
     request = live.request
     tokens = request.longest if request.bounded else request.picture_tokens
     return [live.drawn_from + round(share * tokens) for share in request.image.guidance_interval]
+
+
+def _scales(values: Sequence[float | None], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device)  # rounded as the logits are, and no more
 
 
 def _tensor(values: Sequence[object], device: torch.device) -> Tensor:

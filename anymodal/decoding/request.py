@@ -1,7 +1,6 @@
 """What one row of the sampler writes, and what it has written so far."""
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -106,8 +105,21 @@ class Request:
         return min(wanted + drawn, context - used)
 
 
+class BrokenOffError(RuntimeError):
+    """A step failed or was interrupted while it wrote a request: what failed is the cause."""
+
+    @classmethod
+    def by(cls, cause: BaseException) -> "BrokenOffError":
+        """Say what broke a request off."""
+        broken = cls(f"a step was broken off by {type(cause).__name__} ({cause}); submit the request again.")
+        broken.__cause__ = cause
+        return broken
+
+
 class Ticket:
-    """A request on its way: what it has written, whether it is done, and what went wrong.
+    """A request on its way: what it has written, whether it is done, what went wrong, and what it took.
+
+    It has taken part in `passes` behind its prompt; of its ids, speculation `guessed` some, of which some `held`.
 
     >>> from anymodal.tokens.vocabulary import Vocabulary
     >>> from anymodal.tokens.grammar import compile_grammar
@@ -126,6 +138,7 @@ class Ticket:
         self.error: Exception | None = None
         self.done = False
         self.cancelled = False
+        self.passes = self.guessed = self.held = 0
 
     @property
     def ids(self) -> Int[Tensor, " n"]:
@@ -138,18 +151,3 @@ class Ticket:
         prompt = self.request.prompt
         grown = torch.cat((prompt.ids, self.ids))
         return TokenSequence(grown, torch.zeros(len(grown), dtype=torch.bool), prompt.looks)
-
-
-def housed(tickets: Sequence[Ticket], make_room: Callable[[Sequence[Request]], None]) -> list[Ticket]:
-    """Return those that there is room for, together or one after another; the others end with the error."""
-    with suppress(MemoryError):
-        make_room([ticket.request for ticket in tickets])
-        return list(tickets)
-    found: list[Ticket] = []
-    for ticket in tickets:
-        try:
-            make_room([each.request for each in (*found, ticket)])
-            found.append(ticket)
-        except MemoryError as error:
-            ticket.error, ticket.done = error, True
-    return found

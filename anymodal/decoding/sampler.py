@@ -1,5 +1,6 @@
 """The sampler: what requests ask for, all at once."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from anymodal.decoding.config import EngineConfig
 from anymodal.decoding.engine import Engine
 from anymodal.decoding.request import Request
+from anymodal.decoding.usage import Usage
 from anymodal.model.unified import AnyModal
 
 
@@ -35,7 +37,7 @@ def weights_of(model: nn.Module) -> Weights:
 
 
 class Sampler:
-    """Write what requests ask for with one model.
+    """Write what requests ask for with one model; `usage` tells what the last call cost.
 
     The ids of a row depend on its request alone: see `Engine`.
     """
@@ -43,7 +45,7 @@ class Sampler:
     def __init__(self, model: AnyModal, config: EngineConfig | None = None) -> None:
         """Sample from `model`."""
         self.model, self.config = model, config or EngineConfig()
-        self.passes = 0
+        self.usage = Usage(tokens=0, seconds=0.0)
         self._kept: tuple[Engine, Weights] | None = None
 
     def generate(
@@ -56,7 +58,7 @@ class Sampler:
             SamplingError: the logits of a row are unusable; the other rows were finished.
         """
         with evaluating(self.model):
-            engine = self._engine()
+            engine, start = self._engine(), time.perf_counter()
             tickets = [engine.submit(request) for request in requests]
             step, before = 0, engine.passes
             while not engine.idle:
@@ -64,7 +66,8 @@ class Sampler:
                 if on_step is not None:
                     on_step(step)
                 step += 1
-            self.passes = engine.passes - before
+            seconds = time.perf_counter() - start
+            self.usage = Usage.of(tickets, seconds=seconds, passes=engine.passes - before)
             if self.config.compile and self.model.transformer.stack is None:
                 self._kept = engine, weights_of(self.model)
         for ticket in tickets:

@@ -50,12 +50,11 @@ class _Memory:
 
 
 class Speculation:
-    """The guesses of the requests that run, and how many of them held."""
+    """The guesses of the requests that run; their tickets count how many held."""
 
     def __init__(self, config: EngineConfig, heads: Heads, automata: Automata) -> None:
         """Guess for one engine."""
         self.config, self.heads, self.automata = config, heads, automata
-        self.tried = self.held = 0
         self._memory: dict[int, _Memory] = {}
 
     def possible(self, lives: Sequence[Live]) -> bool:
@@ -104,8 +103,10 @@ class Speculation:
         logits = torch.stack([rows.guide(scores[:, at], where[:, at]) for at in range(window.size)], 1)
         judged = self._accept if self.config.speculation == "accept" else self._equal
         kept = judged(lives, window, logits, rows, where)
-        self.tried += len(lives) * (window.size - 1)
-        self.held += int(kept.sum())
+        guessed = self._leading(window, torch.ones_like(window.ids[:, 1:], dtype=torch.bool))
+        for live, count, held in zip(lives, guessed.tolist(), kept.tolist(), strict=True):
+            live.ticket.guessed += count
+            live.ticket.held += held
         return kept
 
     def _equal(

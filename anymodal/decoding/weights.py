@@ -269,14 +269,10 @@ def _hand_over(model: AnyModal, cache_dtype: torch.dtype) -> None:
 
 def _code_head(model: AnyModal) -> Callable[[nn.Module, Tensor], Tensor] | None:
     """Return what scores the image codes with the head's rows, where that is faster than the model itself."""
-    rows = model.image_ids
     if not isinstance(model.head, Float32Linear):
-        codes = model.head.select(rows)  # type: ignore[operator]
+        codes = model.head.select(model.image_ids)  # type: ignore[operator]
         return lambda head, hidden: codes(hidden)  # no module of the model's own: it shares the head's weights
-    first, last = int(rows[0]), int(rows[-1])
-    if last - first + 1 != len(rows) or not torch.equal(rows, torch.arange(first, last + 1)):
-        return None
-    return partial(_product_of_part, part=slice(first, last + 1))
+    return None if model.code_span is None else partial(_product_of_part, part=model.code_span)
 
 
 def _product_of_part(head: nn.Module, hidden: Tensor, part: slice) -> Tensor:

@@ -94,6 +94,7 @@ class AnyModal(nn.Module):
         code_of[codes] = torch.arange(len(codes), device=codes.device)
         self.register_buffer("code_of", code_of, persistent=False)
         self.register_buffer("image_ids", codes.clone(), persistent=False)
+        self.code_span = _span(codes)  # where ids follow each other, a head's rows of the codes are no copy
         self.code_head: Callable[[nn.Module, Tensor], Tensor] | None = (
             None  # scores codes with a shared head, where a sampler has a faster way
         )
@@ -236,7 +237,8 @@ class AnyModal(nn.Module):
             return self.image_head(hidden)
         if self.code_head is not None:
             return self.code_head(self.head, hidden)
-        return F.linear(hidden, self.head.weight[self.image_ids])
+        rows = self.image_ids if self.code_span is None else self.code_span
+        return F.linear(hidden, self.head.weight[rows])
 
     def _losses(
         self, hidden: Float[Tensor, "b n d"], targets: Int[Tensor, "b n"], layout: Layout, z_loss: float
@@ -265,6 +267,13 @@ def _features(vectors: Float[Tensor, "k c"], width: int) -> Float[Tensor, "k d"]
     """Return random Fourier features of vectors, of unit mean square."""
     directions = torch.randn(vectors.shape[1], width) * CODE_FREQUENCY
     return 2**0.5 * torch.cos(vectors @ directions + 2 * torch.pi * torch.rand(width))
+
+
+def _span(ids: Int[Tensor, " k"]) -> slice | None:
+    """Return the part of a table that ids are, None where they do not follow each other."""
+    first = int(ids[0])
+    follow = torch.arange(first, first + len(ids), device=ids.device)
+    return slice(first, first + len(ids)) if torch.equal(ids, follow) else None
 
 
 def _mlp(before: int, between: int, after: int) -> nn.Sequential:

@@ -5,10 +5,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 
 from anymodal.decoding.choice import SamplingError, choose
 from anymodal.decoding.config import EngineConfig
@@ -48,33 +46,6 @@ def test_ids_are_those_of_a_slow_loop_in_any_batch(make_setup: Make, slow: Any, 
     begun = [ids.count(setup.model.vocabulary.special("boi")) for ids in expected[-3:-1]]
     assert begun[0] == 1
     assert begun[1] > 1
-
-
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(data=st.data())
-def test_arrival_order_and_shape_of_the_work_change_nothing(make_setup: Make, slow: Any, data: st.DataObject) -> None:
-    heads, layout = data.draw(st.sampled_from([("shared", "rows"), ("decoupled", "fixed")]))
-    setup, expected = make_setup(heads, layout), slow(heads, layout)
-    requests = setup.requests()
-    order = data.draw(st.lists(st.sampled_from(range(len(requests))), min_size=1, max_size=10))
-    config = EngineConfig(
-        max_rows=data.draw(st.integers(3, 20)),
-        prefill_tokens=data.draw(st.sampled_from([1, 3, 7, 100])),
-        lag=data.draw(st.sampled_from([0, 1])),
-        speculation=data.draw(st.sampled_from(["none", "jacobi"])),
-        window=data.draw(st.integers(1, 14)),
-    )
-    engine = Engine(setup.model.eval(), config, kept=data.draw(st.sampled_from([0, 2])))
-    arrivals = data.draw(st.lists(st.integers(0, 12), min_size=len(order), max_size=len(order)))
-    tickets: list[Ticket] = []
-    for number, wait in zip(order, arrivals, strict=True):
-        tickets.append(engine.submit(requests[number]))
-        for _ in range(wait):
-            engine.step()
-    while not engine.idle:
-        engine.step()
-    assert [ticket.written for ticket in tickets] == [expected[number] for number in order]
-    assert engine.used_rows == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

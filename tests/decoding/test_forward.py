@@ -107,6 +107,57 @@ def test_captured_steps_write_the_same_ids_and_are_captured_once(
     assert len({address for *_, address in engine.forward._graphs}) == 1
 
 
+@pytest.mark.parametrize("heads", ["shared", "decoupled"])
+def test_captured_steps_wait_for_documents_that_may_begin_pictures(
+    make_setup: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, heads: str
+) -> None:
+    """Their pictures take and free rows; what runs beside them goes ahead of the host again when they have ended."""
+    monkeypatch.setattr(forward, "BUCKET", 16)
+    setup = make_setup(heads, "fixed")
+    setup.model.eval()
+    requests = setup.requests()
+    requests = [*(each for each in requests if each.guides is not None), *requests[:4]]
+    expected = setup.generate(requests)
+    engine, captures = capturing(setup.model)
+    tickets, waits = [engine.submit(request) for request in requests], list[bool]()
+    while not engine.idle:
+        if len(waits) == 3:
+            tickets.append(engine.submit(requests[0]))
+        if len(waits) == 9:
+            tickets.append(engine.submit(requests[2]))
+        engine.step()
+        waits.append(engine._in_lockstep())
+    tickets.append(engine.submit(requests[2]))
+    while not engine.idle:
+        engine.step()
+        waits.append(engine._in_lockstep())
+    assert [ticket.ids.tolist() for ticket in tickets] == [*expected, expected[0], expected[2], expected[2]]
+    assert waits[0]
+    assert not waits[-1]
+    assert captures.count < captures.replays
+    assert engine.used_rows == 0
+
+
+@pytest.mark.parametrize("heads", ["shared", "decoupled"])
+def test_documents_go_ahead_behind_their_last_picture(make_setup: Callable[..., Any], heads: str) -> None:
+    setup = make_setup(heads, "fixed")
+    setup.model.eval()
+    none, one = (setup.illustrate("a dog", 10, max_new_tokens=16, max_images=count) for count in (0, 1))
+    expected = setup.generate([none, one])
+    assert [ids.count(setup.model.vocabulary.special("boi")) for ids in expected] == [0, 1]
+    for request, ids in zip((none, one), expected, strict=True):
+        engine, _ = capturing(setup.model)
+        ticket, waited = engine.submit(request), list[bool]()
+        while not engine.idle:
+            engine.step()
+            waited += [engine._in_lockstep()] if engine.lives else []
+        assert ticket.written == ids
+        end = ids.index(setup.model.vocabulary.special("eoi")) if request is one else 0
+        assert waited[:end] == [True] * end
+        assert not any(waited[end:])
+        assert len(waited) > end
+
+
 def test_captured_row_without_numbers_ends_a_step_late_and_alone(make_setup: Callable[..., Any]) -> None:
     setup = make_setup("decoupled", "fixed")
     requests = [setup.draw(text, seed) for seed, text in enumerate(("a dog", "apple", "dog"))]

@@ -16,7 +16,7 @@ def test_results_come_in_the_order_of_the_requests(make_setup: Callable[..., Any
     steps: list[int] = []
     assert [ids.tolist() for ids in sampler.generate(requests, steps.append)] == setup.generate(requests)
     assert steps == list(range(len(steps)))
-    assert sampler.passes == 3 * 12  # three batches; the closing id of a picture is forced and read by nobody
+    assert sampler.usage.passes == 3 * 12  # three batches; the closing id of a picture is forced and read by nobody
 
 
 def test_what_cannot_run_is_said_before_anything_runs(make_setup: Callable[..., Any]) -> None:
@@ -38,7 +38,7 @@ def test_what_is_compiled_is_compiled_once(make_setup: Callable[..., Any], monke
     sampler = Sampler(setup.model, EngineConfig(compile=True))
     for requests in (few, many, few):
         assert [ids.tolist() for ids in sampler.generate(requests)] == setup.generate(requests)
-        assert sampler.passes == 12
+        assert sampler.usage.passes == 12
     assert len(compiled) == 1
 
     def interrupt(_: int) -> None:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from anymodal.model.cache import KVCache
 from anymodal.model.config import AnyModalConfig, TransformerConfig, UnderstandingConfig
@@ -167,3 +168,22 @@ def test_near_codes_begin_near_each_other() -> None:
         assert likeness[0, 2] < 0.6
     assert torch.equal(shared.head.weight[:12], text[0])
     assert torch.equal(shared.embedding.weight[:12], text[1])
+
+
+@pytest.mark.parametrize("codes", [[12, 13, 14, 15], [12, 14, 13, 15], [4, 9, 12, 15]])
+def test_codes_of_a_shared_head_are_scored_without_a_copy_of_its_rows(
+    monkeypatch: pytest.MonkeyPatch, codes: list[int]
+) -> None:
+    vocabulary = Vocabulary(size=16, specials={"pad": 0, "boi": 2}, tables={"image": codes})
+    model = AnyModal(AnyModalConfig(transformer=TRANSFORMER, heads="shared"), vocabulary)
+    hidden, weight, used = torch.randn(3, TRANSFORMER.dim), model.head.weight, list[Tensor]()
+    plain = F.linear
+
+    def spy(x: Tensor, rows: Tensor) -> Tensor:
+        used.append(rows)
+        return plain(x, rows)
+
+    monkeypatch.setattr(F, "linear", spy)
+    torch.testing.assert_close(model.image_logits(hidden), plain(hidden, weight)[:, codes])
+    shared = used[0].untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+    assert shared == (codes == [12, 13, 14, 15])
