@@ -4,8 +4,8 @@
 
 Every setting draws the same scenes with the same noise; they are other scenes than `anymodal sample score` asks for, so
 that the best setting is not chosen on what is scored. Guidance, temperature and top-k are swept with one drawing a
-prompt, best-of and the formats of weights with the model's own settings. What is done stands in WORK and is not done
-again.
+prompt, some of them with as many drawings as the model chooses from and over more scenes, best-of and the formats of
+weights with the model's own settings. What is done stands in WORK and is not done again.
 """
 
 import argparse
@@ -29,6 +29,8 @@ from anymodal.scoring import judging
 from anymodal.scoring.scenes import SceneReader, score_scenes
 
 GUIDANCE, TEMPERATURE, TOP_K = (1.0, 1.5, 2.0, 3.0, 5.0), (0.4, 0.7, 1.0), (0, 64, 8)
+CHOSEN = ((1.5, 1.0, 8), (1.5, 0.7, 0), (1.5, 1.0, 0), (2.0, 0.7, 0), (2.0, 1.0, 8), (2.0, 1.0, 0))
+MORE = 3
 BEST_OF = (1, 2, 4, 8, 16)
 WEIGHTS = ("float32", "bfloat16", "int8")
 SEED = 77
@@ -68,6 +70,7 @@ def table(found: dict[str, Any]) -> str:
         own = [row["share"] for row in _of(rows, temperature, top_k)]
         cells = " | ".join(f"**{100 * each:.1f}**" if each == best else f"{100 * each:.1f}" for each in own)
         lines.append(f"| {temperature:g}, {top_k or 'all'} | {cells} |")
+    lines += _chosen(found["chosen"], MORE * found["count"])
     lines += [
         "",
         f"The best of several drawings, each with the model's own settings; {found['machine']['Processor']}:",
@@ -85,6 +88,15 @@ def table(found: dict[str, Any]) -> str:
     ]
     lines += [f"| {row['dtype']} | {100 * row['share']:.1f} | {row['seconds']:.2f} |" for row in found["weights"]]
     return "\n".join(lines)
+
+
+def _chosen(rows: Sequence[dict[str, Any]], count: int) -> Iterator[str]:
+    yield from ("", f"Some of them over {count} scenes with the drawings that the model chooses from, in bfloat16:", "")
+    yield from ("| temperature, top-k, guidance | all of it right | standard error |", "| --- | ---: | ---: |")
+    for row in rows:
+        share, top_k = row["share"], row["top_k"] or "all"
+        error = 100 * (share * (1 - share) / count) ** 0.5
+        yield f"| {row['temperature']:g}, {top_k}, {row['guidance_scale']:g} | {100 * share:.1f} | {error:.1f} |"
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> str:
@@ -146,6 +158,11 @@ def main(words: Sequence[str] | None = None) -> None:
         setting = {"guidance_scale": guidance, "temperature": temperature, "top_k": top_k, "top_p": 1.0, "best_of": 1}
         path = given.work / f"{top_k}-{temperature:g}-{guidance:g}.json"
         rows.append(kept(path, lambda setting=setting: shares(pipe, setting, given.count, given.concepts)))
+    fast, chosen = anymodal.from_pretrained(given.model, dtype="bfloat16"), []
+    for guidance, temperature, top_k in CHOSEN:
+        setting = {"guidance_scale": guidance, "temperature": temperature, "top_k": top_k, "top_p": 1.0}
+        path = given.work / f"chosen-{top_k}-{temperature:g}-{guidance:g}.json"
+        chosen.append(kept(path, lambda setting=setting: shares(fast, setting, MORE * given.count, given.concepts)))
     several, rounded = [], []
     for best_of in BEST_OF:
         setting, path = {"best_of": best_of}, given.work / f"best-of-{best_of}.json"
@@ -155,7 +172,7 @@ def main(words: Sequence[str] | None = None) -> None:
         drawn = kept(path, lambda other=other: shares(other, {}, given.count, given.concepts))
         rounded.append({"dtype": dtype, **drawn})
     made = {**provenance(), "model": given.model, **settings}
-    found = {**made, "rows": rows, "best_of": several, "weights": rounded}
+    found = {**made, "rows": rows, "chosen": chosen, "best_of": several, "weights": rounded}
     given.plot.write_text(plot(rows), encoding="utf-8")
     publish(found, table(found), given.out, given.readme, "sweep")
 
