@@ -83,8 +83,8 @@ def products(square: Tensor) -> None:
         square @ square
 
 
-def heads(size: str, rounds: int) -> dict[str, Any]:
-    """Measure loss heads forward and backward, z-loss included where there is one."""
+def heads(size: str, precision: str, rounds: int) -> dict[str, Any]:
+    """Measure loss heads forward and backward, z-loss included where there is one; products in a precision."""
     targets, dim, classes = HEADS[size]
     hidden, head = torch.randn(targets, dim, requires_grad=True), nn.Linear(dim, classes, bias=False)
     wanted = torch.randint(0, classes, (targets,))
@@ -102,13 +102,15 @@ def heads(size: str, rounds: int) -> dict[str, Any]:
 
     def step(loss_of: Callable[[], Tensor]) -> None:
         forget()
-        loss_of().backward()
+        with torch.autocast("cpu", PRECISIONS[precision], enabled=precision != "float32"):
+            loss = loss_of()
+        loss.backward()
 
     gradients = sum(each.nbytes for each in (hidden, head.weight))
     memory = {name: peak_bytes(partial(step, loss), forget) for name, loss in losses.items()}
     seconds = race({name: (lambda _, loss=loss: step(loss)) for name, loss in losses.items()}, rounds, clock())  # type: ignore[misc]
     return {
-        "targets": targets, "dim": dim, "classes": classes, "gradient_bytes": gradients,
+        "targets": targets, "dim": dim, "classes": classes, "precision": precision, "gradient_bytes": gradients,
         "heads": {name: {"seconds": seconds[name], "peak_bytes": memory[name]} for name in losses},
     }  # fmt: skip
 
@@ -122,7 +124,8 @@ def tables(found: dict[str, Any]) -> str:
     for name, each in found["gpu"].items():
         parts += accelerated.lines(name, each)
     for each in found["heads"].values():
-        head = f"Loss head of {each['targets']} targets, width {each['dim']}, {each['classes']} classes, float32."
+        shape = f"{each['targets']} targets, width {each['dim']}, {each['classes']} classes"
+        head = f"Loss head of {shape}, products in {each['precision']}."
         parts += [f"{head} {_where(each)}", "\n".join(_head_lines(each))]
     return "\n\n".join(parts)
 
@@ -217,8 +220,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found["steps"][f"{shape} {precision}"] = {**about, **measured}
                 options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         for size in options.heads:
-            print(f"head {size}", file=sys.stderr)
-            found["heads"][size] = {**about, **heads(size, options.rounds)}
+            for precision in options.precisions:
+                print(f"head {size} {precision}", file=sys.stderr)
+                found["heads"][f"{size} {precision}"] = {**about, **heads(size, precision, options.rounds)}
     publish(found, tables(found), options.out, options.readme, "training")
 
 
