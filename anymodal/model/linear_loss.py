@@ -32,8 +32,8 @@ class LinearLoss(torch.autograd.Function):
     ) -> Sums:
         """Compute the sums and the gradients of `hidden`, `weight` and `bias`; `size` rows of logits are few enough.
 
-        More rows than that in half precision go by blocks of classes, whose logits are made twice: a gradient of the
-        weight that every few rows add to takes longer there than its products.
+        In half precision more rows than half of that go by blocks of classes, whose logits are made twice: a gradient
+        of the weight that every few rows add to takes longer there than its products.
         """
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
@@ -45,7 +45,7 @@ class LinearLoss(torch.autograd.Function):
             for each, needed in zip((hidden, weight, bias), wanted, strict=True)
         ]
         ctx.dtypes = [None if each is None else each.dtype for each in (hidden, weight, bias)]
-        x, blocks = hidden.to(dtype), dtype is not wide and len(targets) > size
+        x, blocks = hidden.to(dtype), dtype is not wide and 2 * len(targets) > size
         w, b = (weight, bias) if blocks else (weight.to(dtype), None if bias is None else bias.to(dtype))
         step, part = (_block(kind)[0], _by_classes) if blocks else (size, _by_rows)
         with torch.autocast(kind, enabled=False):

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anymodal.model.linear_loss import LinearLoss, Sums, add_up, figures
 
-CHUNK_LOGITS = 2**23
+CHUNK_LOGITS = 2**24
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def test_parts_add_to_gradients(monkeypatch: pytest.MonkeyPatch, part: Any, bias
 
 @pytest.mark.parametrize("targets", [7, 64])
 def test_half_precision_goes_by_classes_where_rows_are_many(monkeypatch: pytest.MonkeyPatch, targets: int) -> None:
-    monkeypatch.setattr(module, "CHUNK_LOGITS", 7 * 257)
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 2 * 7 * 257)
     monkeypatch.setattr(linear_loss, "CPU_BLOCK", (32, 32 * 50))
     torch.manual_seed(0)
     head, hidden = nn.Linear(48, 257), torch.randn(targets, 48, requires_grad=True)
