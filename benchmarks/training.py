@@ -158,13 +158,16 @@ def _step_lines(each: dict[str, Any]) -> list[str]:
 
 
 def _head_lines(each: dict[str, Any]) -> list[str]:
-    full = each["heads"]["full logits"]["seconds"]
-    logits = 4 * each["targets"] * each["classes"]
-    lines = ["| head | seconds | x full logits | memory beside gradients | of float32 logits |",
+    def beside_gradients(name: str) -> int | None:
+        peak = each["heads"][name]["peak_bytes"]
+        return None if peak is None else max(0, peak - each["gradient_bytes"])
+
+    full, most = each["heads"]["full logits"]["seconds"], beside_gradients("full logits")
+    lines = ["| head | seconds | x full logits | memory beside gradients | of full logits' |",
              "| --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
     for name, head in each["heads"].items():
-        extra = None if head["peak_bytes"] is None else max(0, head["peak_bytes"] - each["gradient_bytes"])
-        share = "" if extra is None else f"{extra / logits:.0%}"
+        extra = beside_gradients(name)
+        share = "" if extra is None or not most else f"{extra / most:.1%}"
         lines.append(
             f"| {name} | {statistics.median(head['seconds']):.2f} | {times(head['seconds'], full):.2f} | "
             f"{_megabytes(extra)} | {share} |"
