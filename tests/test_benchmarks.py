@@ -148,7 +148,7 @@ def test_training_computes_the_loss_of_transformers(programs: dict[str, ModuleTy
         losses = [step["loss"] for step in rows["steps"].values()]
         assert losses == pytest.approx(losses[:1] * len(losses), rel=1e-5)
         assert rows["flops"] > 0
-    assert list(found["heads"]["toy"]["heads"])[0] == "full logits"
+    assert list(found["heads"]["toy float32"]["heads"])[0] == "full logits"
     assert readme.read_text().count("| packed documents | anymodal |") == 1
     assert readme.read_text().count("on a GPU: not measured (no CUDA device).") == 3
 

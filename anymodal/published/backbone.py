@@ -89,8 +89,9 @@ def _with_specials(folder: PublishedFolder, text: TextTokenizer) -> tuple[TextTo
 def _read_text_model(model: AnyModal, tensors: Mapping[str, Tensor], *, tied: bool, old_rows: int, where: str) -> None:
     """Fill transformer, text embedding and text head; the understanding path and image parts stay as they start."""
     alone = replace(model.config, heads="shared", understanding=None, picture_places=0)
+    vocabulary = Vocabulary(size=old_rows, specials={}, tables={"image": [0]})
     with no_memory():
-        plain = AnyModal(alone, Vocabulary(size=old_rows, specials={}, tables={"image": [0]}))
+        plain = AnyModal(alone, vocabulary)
     rules = backbone_rules("model.", tied=tied)
     norms = [Rule("transformer.blocks.*.attention.*_norm.weight", "model.layers.*.self_attn.*_norm.weight")]
     ignored = ["lm_head.weight"] if tied else []
