@@ -172,17 +172,26 @@ class PictureBatches(StepBatches):
         self.order = order_of(sources, order)
 
     def __getitem__(self, step: int) -> UInt8[Tensor, "b 3 h w"]:
-        """Return the pictures of a step."""
-        pictures = []
-        for slot in self.order.step(step, rank=self.rank[0], world=self.rank[1]):
-            try:
-                picture = rgb_of(self.index.read(self.parts[slot.source].start + slot.sample))
-                pictures.append(to_planes(picture, self.size, self.size, fit=PICTURE_FIT))
-            except (BadSample, UnfitSample) as error:
-                self.skipped[error.reason] += 1
-        if not pictures:
-            raise ValueError(f"no picture of step {step} could be read ({dict(self.skipped)}); check the shards.")
-        return torch.stack(pictures)
+        """Return the pictures of a step; of another process's share where none of this one's can be read."""
+        rank, world = self.rank
+        bad: Counter[str] = Counter()
+        for turn in range(world):
+            slots = self.order.step(step, rank=(rank + turn) % world, world=world)
+            found = [self._picture(slot) for slot in slots]
+            bad.update(each for each in found if isinstance(each, str))
+            if turn == 0:
+                self.skipped += bad
+            if pictures := [each for each in found if not isinstance(each, str)]:
+                return torch.stack(pictures)
+        raise ValueError(f"no picture of step {step} could be read ({dict(bad)}); check the shards.")
+
+    def _picture(self, slot: Slot) -> UInt8[Tensor, "3 h w"] | str:
+        """Return a picture, or why it cannot be read."""
+        try:
+            picture = rgb_of(self.index.read(self.parts[slot.source].start + slot.sample))
+            return to_planes(picture, self.size, self.size, fit=PICTURE_FIT)
+        except (BadSample, UnfitSample) as error:
+            return error.reason
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ from anymodal.learning.config import RunConfig
 from anymodal.model.unified import AnyModal
 
 Sums = dict[str, str]
-LOST = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)  # gloo's own errors are of no class
+LOST = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
+LOST_WORDS = ("/gloo/", "Application timeout caused pair closure")  # gloo's own errors are of no class
 FAREWELL_S = 2.0
 
 
@@ -94,7 +95,7 @@ def peers_explained(run: RunConfig, strategy: Strategy | None = None) -> Iterato
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, LOST) or "/gloo/" in str(error)):
+        if not (isinstance(error, LOST) or any(words in str(error) for words in LOST_WORDS)):
             raise
         _end_started(strategy)
         what = str(error).splitlines()[0]

@@ -195,6 +195,13 @@ class _Table(_Once, CSVLogger):
 class _Board(_Once, TensorBoardLogger):
     """What TensorBoard shows."""
 
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Log a step; what goes wrong meanwhile, Lightning would take for a number that it does not support."""
+        try:
+            super().log_metrics(metrics, step)
+        except ValueError as error:
+            raise (error.__cause__ or error) from None
+
 
 def _csv_logger(out: Path, start: int) -> CSVLogger:
     """Log to `out/logs/metrics.csv`, keeping what it says of the steps before `start`; Lightning's logger would not."""

@@ -132,6 +132,27 @@ def test_a_bad_sample_leaves_its_slot_empty(toy: Any, monkeypatch: pytest.Monkey
     assert (none.batch.targets == IGNORE).all()
 
 
+def test_who_can_read_no_picture_borrows_those_of_another(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = ShardIndex.open(toy.plain)
+    first, second = (PictureBatches(index, size=16, order=ORDER, rank=(rank, 2)) for rank in range(2))
+    whole, bad = second[0], {slot.sample for slot in first.order.step(0, rank=0, world=2)}
+    original = ShardIndex.read
+
+    def read(index: ShardIndex, number: int) -> Sample:
+        if number in bad:
+            raise BadSample("cut", "a.tar", "k", 0)
+        return original(index, number)
+
+    monkeypatch.setattr(ShardIndex, "read", read)
+    assert torch.equal(first[0], whole)
+    assert torch.equal(second[0], whole)
+    assert (first.skipped, second.skipped) == ({"cut": 3}, {})
+    bad |= {slot.sample for slot in first.order.step(0, rank=1, world=2)}
+    for batches in (first, second):
+        with pytest.raises(ValueError, match=r"no picture of step 0 could be read \(\{'cut': 6\}\); check the shards"):
+            batches[0]
+
+
 def test_a_step_may_be_empty_but_not_many_in_a_row(toy: Any) -> None:
     data, batches = StepData(make(toy, steps=2 * EMPTY_STEPS), None, num_workers=0), make(toy)
     empty, full = Delivery(batches.blank(), Skipped(cut=6), "nothing read"), Delivery(batches[0], Skipped())

@@ -21,7 +21,14 @@ from anymodal.learning import fitting
 from anymodal.learning.batches import DocumentBatches
 from anymodal.learning.checkpoints import newest, step_of
 from anymodal.learning.config import OptimizerConfig, Ratios, RunConfig, StageConfig
-from anymodal.learning.distributed import is_first, processes_of, sharded, strategy_of, whole_tensor
+from anymodal.learning.distributed import (
+    is_first,
+    peers_explained,
+    processes_of,
+    sharded,
+    strategy_of,
+    whole_tensor,
+)
 from anymodal.learning.objective import UnifiedObjective
 from anymodal.learning.unified_run import document_batches, train_unified
 from anymodal.model.folder import ModelFolder
@@ -239,3 +246,19 @@ def test_shards_go_on_in_shards(toy: Any, tmp_path: Path, ranks: Ranks, capfd: p
     (tmp_path / "run.yaml").unlink()  # which would refuse it before
     assert ranks(1, lambda _: train(toy, tmp_path, replace(short, steps=2))) == [1]
     assert "was saved in shards; resume it with run.strategy fsdp" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/w/gloo/transport/tcp/unbound_buffer.cc:84] Timed out waiting 20000ms for recv"),
+        RuntimeError("Application timeout caused pair closure"),  # the other end of the same race in gloo
+        dist.DistNetworkError("The client socket has timed out"),
+    ],
+)
+def test_lost_peers_are_explained_whatever_the_engine_calls_it(error: RuntimeError) -> None:
+    patient = replace(RUN, peer_timeout_s=7.0)
+    with pytest.raises(ConnectionError, match=r"lost each other \(.* did not answer for 7 s"), peers_explained(patient):
+        raise error
+    with pytest.raises(RuntimeError, match="^shapes do not match$"), peers_explained(RUN):
+        raise RuntimeError("shapes do not match")

@@ -1,6 +1,7 @@
 """The loop itself; what it makes of whole runs is tested with the runs."""
 
 import csv
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,20 @@ def test_tensorboard_shows_what_the_table_holds(tmp_path: Path) -> None:
     shown = EventAccumulator(str(tmp_path / "logs")).Reload()
     assert [(each.step, each.value) for each in shown.Scalars("train_loss")] == [(step, step) for step in range(6)]
     assert [float(row["train_loss"]) for row in rows(tmp_path) if row["train_loss"]] == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("happens", "told"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), (ChildProcessError, "has died")),
+        (OSError(errno.ENOSPC, "No space left on device"), (OSError, "No space left on device")),
+        (ValueError("a histogram is empty"), (ValueError, "^a histogram is empty$")),
+    ],
+)
+def test_what_happens_while_tensorboard_writes_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happens: Exception, told: tuple[type[Exception], str]
+) -> None:
+    boards = pytest.importorskip("torch.utils.tensorboard", reason="`pip install anymodal[logs]` brings it")
+    monkeypatch.setattr(boards.SummaryWriter, "add_scalar", lambda *_, **__: (_ for _ in ()).throw(happens))
+    with pytest.raises(told[0], match=told[1]):
+        run_to(2, tmp_path)
