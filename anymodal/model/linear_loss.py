@@ -1,8 +1,8 @@
-"""The loss of a linear head, whose gradients are ready when it is; logits live a part at a time."""
+"""The loss of a linear head, of whose logits only a part lives at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,50 @@ from torch import Tensor
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 """Total, nats, correct targets and the largest logit of some rows."""
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Those of hidden states, weight and bias, as far as they are wanted."""
 
 CPU_BLOCK, BLOCK = (2**10, 2**20), (2**12, 2**23)
-"""So many rows at a time see one block of classes after another, of so many logits: what stays near, or what fills."""
+"""About so many rows at a time see one block of classes after another, of so many logits: what stays near, or fills."""
+ROUND, ROUND_CLASSES = 32, 64  # what products are fastest with multiples of
 
 
-class LinearLoss(torch.autograd.Function):
-    """Sums over targets, of which the first has a gradient; see `anymodal.model.loss.token_loss`."""
+def linear_losses(
+    hidden: Float[Tensor, "t d"],
+    weight: Float[Tensor, "v d"],
+    bias: Float[Tensor, " v"] | None,
+    targets: Int[Tensor, " t"],
+    counts: Sequence[int],
+    *,
+    z_loss: float,
+    size: int,
+) -> list[Sums]:
+    """Sum over the first `counts[0]` targets, the next `counts[1]`, and so on; `size` rows of logits may live at once.
+
+    The first of the sums has a gradient. In half precision more rows than half of `size` go by blocks of classes: a
+    gradient of the weight that every few rows add to takes longer there than its products.
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    if dtype is not torch.promote_types(dtype, torch.float32) and 2 * len(targets) > size:
+        by_classes = cast(Callable[..., Sums], LossByClasses.apply)
+        columns = by_classes(hidden, weight, bias, targets, tuple(counts), z_loss, dtype)
+        return [cast(Sums, row) for row in zip(*(column.unbind() for column in columns), strict=True)]
+    by_rows = cast(Callable[..., Sums], LossByRows.apply)
+    if not torch.is_grad_enabled():  # gradients would be made beside the loss
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+    parts = zip(hidden.split(list(counts)), targets.split(list(counts)), strict=True)
+    none = hidden.new_zeros(0, 1, dtype=torch.float32)
+    return [  # where others have targets, those of none need no gradient of zeros
+        by_rows(rows, weight, bias, wanted, z_loss, size, dtype)
+        if len(wanted) or not len(targets)
+        else figures(none, none, none, none, z_loss)
+        for rows, wanted in parts
+    ]
+
+
+class LossByRows(torch.autograd.Function):
+    """Logits of a few rows at a time are made once: gradients are ready when the loss is."""
 
     @staticmethod
     def forward(
@@ -28,32 +65,18 @@ class LinearLoss(torch.autograd.Function):
         targets: Tensor,
         z_loss: float,
         size: int,
-        with_gradient: bool,
+        dtype: torch.dtype,
     ) -> Sums:
-        """Compute the sums and the gradients of `hidden`, `weight` and `bias`; `size` rows of logits are few enough.
-
-        In half precision more rows than half of that go by blocks of classes, whose logits are made twice: a gradient
-        of the weight that every few rows add to takes longer there than its products.
-        """
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        wanted = [with_gradient and needed for needed in ctx.needs_input_grad[:3]]
-        new = torch.empty_like if len(targets) else torch.zeros_like
-        ctx.gradients = [
-            new(each, dtype=wide) if needed and each is not None else None
-            for each, needed in zip((hidden, weight, bias), wanted, strict=True)
-        ]
-        ctx.dtypes = [None if each is None else each.dtype for each in (hidden, weight, bias)]
-        x, blocks = hidden.to(dtype), dtype is not wide and 2 * len(targets) > size
-        w, b = (weight, bias) if blocks else (weight.to(dtype), None if bias is None else bias.to(dtype))
-        step, part = (_block(kind)[0], _by_classes) if blocks else (size, _by_rows)
-        with torch.autocast(kind, enabled=False):
-            parts = [
-                part(x[i : i + step], w, b, targets[i : i + step], z_loss, _rows(ctx.gradients, i, step), first=i == 0)
-                for i in range(0, max(len(targets), 1), step)
-            ]
-        sums = add_up(parts)
+        """Compute the sums and the gradients by products in `dtype`."""
+        inputs = (hidden, weight, bias)
+        ctx.gradients = _new(inputs, ctx.needs_input_grad[:3], dtype)
+        ctx.dtypes = [None if each is None else each.dtype for each in inputs]
+        x, w, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            sums = add_up([
+                _by_rows(x[span], w, b, targets[span], z_loss, _at(span, ctx.gradients), first=span.start == 0)
+                for span in _spans(len(targets), size)
+            ])  # fmt: skip
         ctx.mark_non_differentiable(*sums[1:])
         return sums
 
@@ -69,12 +92,57 @@ class LinearLoss(torch.autograd.Function):
         return (*scaled, None, None, None, None)
 
 
+class LossByClasses(torch.autograd.Function):
+    """Logits of a block of classes at a time are made for the loss, and again for the gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        counts: tuple[int, ...],
+        z_loss: float,
+        dtype: torch.dtype,
+    ) -> Sums:
+        """Compute the sums of every count of targets by products in `dtype`."""
+        x = hidden.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            found = [_partition(_Blocks(x[span], weight, bias, targets[span])) for span in _row_spans(x)]
+        columns = [torch.cat(column) for column in zip(*found, strict=True)]
+        ctx.save_for_backward(x, weight, bias, targets, columns[2])
+        ctx.counts, ctx.z_loss, ctx.dtype = counts, z_loss, hidden.dtype
+        parts = zip(*(column.split(list(counts)) for column in columns), strict=True)
+        found = [figures(score, top, partition, low, z_loss) for score, top, partition, low in parts]
+        total, nats, correct, max_logit = zip(*found, strict=True)
+        sums = torch.stack(total), torch.stack(nats), torch.stack(correct), torch.stack(max_logit)
+        ctx.mark_non_differentiable(*sums[1:])
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Make the gradients, of which each target's is as much as the loss that it is part of."""
+        x, weight, bias, targets, log_partition = ctx.saved_tensors
+        gradients = _new((x, weight, bias), ctx.needs_input_grad[:3], x.dtype)
+        scale = torch.cat([each.expand(count) for each, count in zip(upstream[0], ctx.counts, strict=True)])[:, None]
+        factor = scale * (1 + 2 * ctx.z_loss * log_partition)
+        with torch.autocast(x.device.type, enabled=False):
+            for span in _row_spans(x):
+                blocks = _Blocks(x[span], weight, bias, targets[span])
+                rows = (log_partition[span], factor[span], scale[span])
+                _by_classes(blocks, *rows, _at(span, gradients), first=span.start == 0)
+        dtypes = (ctx.dtype, weight.dtype, weight.dtype)
+        found = (None if each is None else each.to(dtype) for each, dtype in zip(gradients, dtypes, strict=True))
+        return (*found, None, None, None, None)
+
+
 def figures(score: Tensor, top: Tensor, log_partition: Tensor, low: Tensor, z_loss: float) -> Sums:
     """Return the sums of rows whose targets are scored `score`, at most `top`, and no class below `low`."""
     nats = (log_partition - score).sum()
     total = nats + z_loss * log_partition.square().sum()
     correct = (score == top).sum()
-    max_logit = torch.maximum(top.amax(), -low) if top.numel() else top.new_zeros(())
+    max_logit = torch.maximum(top.amax(), -low.amin()) if top.numel() else top.new_zeros(())
     return total, nats, correct, max_logit
 
 
@@ -84,10 +152,33 @@ def add_up(parts: Sequence[Sums]) -> Sums:
     return total.sum(), nats.sum(), correct.sum(), max_logit.max()
 
 
-def _rows(gradients: list[Tensor | None], start: int, size: int) -> list[Tensor | None]:
+def _new(like: Sequence[Tensor | None], wanted: Sequence[bool], dtype: torch.dtype) -> Gradients:
+    """Return where gradients go, in no less than float32: of nothing they are zero, all else is written."""
+    first, wide = like[0], torch.promote_types(dtype, torch.float32)
+    new = torch.empty_like if first is not None and len(first) else torch.zeros_like
+    pairs = zip(like, wanted, strict=True)
+    hidden, weight, bias = (new(each, dtype=wide) if want and each is not None else None for each, want in pairs)
+    return hidden, weight, bias
+
+
+def _at(span: slice, gradients: Gradients) -> Gradients:
     """Return where a part adds to the gradients: its rows of the hidden states, and all of the weight and the bias."""
     hidden, weight, bias = gradients
-    return [None if hidden is None else hidden[start : start + size], weight, bias]
+    return None if hidden is None else hidden[span], weight, bias
+
+
+def _spans(count: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, max(count, 1), step)]
+
+
+def _row_spans(x: Tensor) -> list[slice]:
+    """Return parts of about as many rows as see a block together."""
+    step = -(-len(x) // max(1, round(len(x) / _block(x)[0])))
+    return _spans(len(x), step + -step % ROUND)
+
+
+def _block(x: Tensor) -> tuple[int, int]:
+    return CPU_BLOCK if x.device.type == "cpu" else BLOCK
 
 
 def _by_rows(
@@ -96,7 +187,7 @@ def _by_rows(
     bias: Tensor | None,
     targets: Tensor,
     z_loss: float,
-    gradients: list[Tensor | None],
+    gradients: Gradients,
     *,
     first: bool,
 ) -> Sums:
@@ -130,40 +221,36 @@ def _by_rows(
     return figures(score, top, log_partition, low, z_loss)
 
 
-def _by_classes(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    z_loss: float,
-    gradients: list[Tensor | None],
-    *,
-    first: bool,
-) -> Sums:
-    """Do as `_by_rows` does, a block of classes after another: first for the partition, then for the gradients."""
-    blocks = _Blocks(x, weight, bias, targets, max(1, _block(x.device.type)[1] // len(x)))
-    top = x.new_full((len(x), 1), -torch.inf, dtype=blocks.wide)
-    low, partition, score = -top.amin(), torch.zeros_like(top), torch.zeros_like(top)
+def _partition(blocks: "_Blocks") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return of every row the logit of its target, the top one, the log partition, and the lowest logit."""
+    top = blocks.x.new_full((len(blocks.x), 1), -torch.inf, dtype=blocks.wide)
+    low, partition, score = -top, torch.zeros_like(top), torch.zeros_like(top)
     for block in blocks:
-        scores, inside = block.scores, block.inside
-        score.add_(scores.gather(-1, block.index).where(inside, 0))
-        low, before = torch.minimum(low, scores.amin()), top
+        scores, before = block.scores, top
+        score.add_(scores.gather(-1, block.index).where(block.inside, 0))
+        low = torch.minimum(low, scores.amin(-1, keepdim=True))
         top = torch.maximum(top, scores.amax(-1, keepdim=True))
         partition = partition * (before - top).exp() + scores.sub_(top).exp_().sum(-1, keepdim=True)
-    log_partition = top + partition.log()
+    return score, top, top + partition.log(), low
+
+
+def _by_classes(
+    blocks: "_Blocks", log_partition: Tensor, factor: Tensor, scale: Tensor, gradients: Gradients, *, first: bool
+) -> None:
+    """Add what the rows of `blocks` give to the gradients, which the `first` ones begin.
+
+    The probabilities count `factor` times, the targets `scale` times.
+    """
     for_hidden, for_weight, for_bias = gradients
-    if any(gradient is not None for gradient in gradients):
-        factor = 1 + 2 * z_loss * log_partition  # x times that would round it away
-        for block in blocks:
-            share = block.scores.sub_(log_partition).exp_().mul_(factor)
-            share = share.scatter_add_(-1, block.index, -block.inside.to(share.dtype)).to(x.dtype)
-            if for_hidden is not None:
-                _add_to(for_hidden, share @ block.weight, first=block.span.start == 0)
-            if for_weight is not None:
-                _add_to(for_weight[block.span], share.T @ x, first=first)
-            if for_bias is not None:
-                _add_to(for_bias[block.span], share.sum(0, dtype=blocks.wide), first=first)
-    return figures(score, top, log_partition, low, z_loss)
+    for block in blocks:
+        share = block.scores.sub_(log_partition).exp_().mul_(factor)
+        share = share.scatter_add_(-1, block.index, -(block.inside * scale)).to(blocks.x.dtype)
+        if for_hidden is not None:
+            _add_to(for_hidden, share @ block.weight, first=block.span.start == 0)
+        if for_weight is not None:
+            _add_to(for_weight[block.span], share.T @ blocks.x, first=first)
+        if for_bias is not None:
+            _add_to(for_bias[block.span], share.sum(0, dtype=blocks.wide), first=first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,13 +266,18 @@ class _Block:
 
 @dataclass(frozen=True, eq=False)
 class _Blocks:
-    """The classes of a head, `size` at a time, multiplied in the precision of `x`; logits are at least float32."""
+    """The classes of a head, some at a time, multiplied in the precision of `x`; logits are at least float32."""
 
     x: Float[Tensor, "t d"]
     weight: Float[Tensor, "v d"]
     bias: Float[Tensor, " v"] | None
     targets: Int[Tensor, " t"]
-    size: int
+
+    @property
+    def size(self) -> int:
+        """How many classes a block has."""
+        size = max(1, _block(self.x)[1] // len(self.x))
+        return size - size % ROUND_CLASSES if size > ROUND_CLASSES else size
 
     @property
     def wide(self) -> torch.dtype:
@@ -193,18 +285,13 @@ class _Blocks:
         return torch.promote_types(self.x.dtype, torch.float32)
 
     def __iter__(self) -> Iterator[_Block]:
-        for start in range(0, len(self.weight), self.size):
-            span = slice(start, start + self.size)
+        for span in _spans(len(self.weight), self.size):
             weight = self.weight[span].to(self.x.dtype)
             bias = None if self.bias is None else self.bias[span].to(self.x.dtype)
-            index = self.targets[:, None] - start
+            index = self.targets[:, None] - span.start
             inside = (index >= 0) & (index < len(weight))
             scores = F.linear(self.x, weight, bias).to(self.wide)
             yield _Block(span, weight, scores, index.clamp(0, len(weight) - 1), inside)
-
-
-def _block(kind: str) -> tuple[int, int]:
-    return CPU_BLOCK if kind == "cpu" else BLOCK
 
 
 def _add_to(gradient: Tensor, part: Tensor, *, first: bool) -> None:

@@ -1,6 +1,6 @@
 """Token losses that never hold the logits of a whole batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from anymodal.model.linear_loss import LinearLoss, Sums, add_up, figures
+from anymodal.model.linear_loss import Sums, add_up, figures, linear_losses
 
 CHUNK_LOGITS = 2**24
 
@@ -47,24 +47,38 @@ def token_loss(
     num_classes: int,
     z_loss: float = 0.0,
 ) -> TokenLoss:
+    """Return the loss of targets of one modality, see `token_losses`."""
+    (loss,) = token_losses(head, hidden, targets, [len(targets)], num_classes, z_loss)
+    return loss
+
+
+def token_losses(
+    head: Callable[[Tensor], Tensor],
+    hidden: Float[Tensor, "t d"],
+    targets: Int[Tensor, " t"],
+    counts: Sequence[int],
+    num_classes: int,
+    z_loss: float = 0.0,
+) -> list[TokenLoss]:
     """Sum the cross entropy of `head(hidden)` against `targets`, and `z_loss` times the squared log partitions.
 
-    Logits live a chunk at a time (z-loss: arXiv:2204.02311 section 5). A linear head, or the last layer of a sequential
-    one, makes its gradients beside the loss, so that nothing is computed twice; they can be asked for once. Another
-    head makes its logits again backwards.
+    The first `counts[0]` targets are of one modality, the next `counts[1]` of another, and so on. Logits live a chunk
+    at a time (z-loss: arXiv:2204.02311 section 5). The gradients of a linear head, or of the last layer of a sequential
+    one, are made beside the loss, of which they can then be asked for once, or of logits that are made again backwards,
+    as those of another head are: whichever is faster.
     """
     size = max(1, CHUNK_LOGITS // num_classes)
     if type(head) is nn.Sequential and type(head[-1]) is nn.Linear:  # a subclass may compute something else
         hidden, head = head[:-1](hidden), head[-1]
     if type(head) is nn.Linear:
-        with_gradient = torch.is_grad_enabled()
-        apply = cast(Callable[..., Sums], LinearLoss.apply)
-        sums = apply(hidden, head.weight, head.bias, targets, z_loss, size, with_gradient)
+        found = linear_losses(hidden, head.weight, head.bias, targets, counts, z_loss=z_loss, size=size)
     else:
-        sums = _recomputed(head, hidden, targets, z_loss, size)
-    total, nats, correct, max_logit = sums
-    count = torch.full((), len(targets), device=hidden.device)
-    return TokenLoss(total=total, nats=nats.detach(), count=count, correct=correct, max_logit=max_logit)
+        parts = zip(hidden.split(list(counts)), targets.split(list(counts)), strict=True)
+        found = [_recomputed(head, rows, wanted, z_loss, size) for rows, wanted in parts]
+    return [
+        TokenLoss(total, nats.detach(), torch.full((), count, device=hidden.device), correct, max_logit)
+        for (total, nats, correct, max_logit), count in zip(found, counts, strict=True)
+    ]
 
 
 def _recomputed(head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, z_loss: float, size: int) -> Sums:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from anymodal.model.cache import CacheStep, KVCache
 from anymodal.model.config import AnyModalConfig
 from anymodal.model.layout import Layout
-from anymodal.model.loss import TokenLoss, token_loss
+from anymodal.model.loss import TokenLoss, token_loss, token_losses
 from anymodal.model.transformer import Transformer
 from anymodal.model.understanding import UnderstandingEncoder
 from anymodal.tokens.batch import IGNORE, Batch
@@ -247,20 +247,18 @@ class AnyModal(nn.Module):
         if not self.training and not len(layout.text) + len(layout.image):
             return {}
         flat, wanted = hidden.flatten(0, 1), targets.flatten()
-        image_targets = wanted[layout.image]
-        shared = self.config.heads == "shared"
-        return {
-            "text": token_loss(
-                self.head, flat.index_select(0, layout.text), wanted[layout.text], self.num_text_rows, z_loss
-            ),
-            "image": token_loss(
-                self.head if shared else self.image_head,
-                flat.index_select(0, layout.image),
-                image_targets if shared else self.code_of[image_targets],
-                self.num_text_rows if shared else len(self.image_ids),
-                z_loss,
-            ),
-        }
+        if self.config.heads == "shared":
+            places = torch.cat([layout.text, layout.image])
+            counts = len(layout.text), len(layout.image)
+            rows = flat.index_select(0, places)
+            text, image = token_losses(self.head, rows, wanted[places], counts, self.num_text_rows, z_loss)
+        else:
+            codes = self.code_of[wanted[layout.image]]
+            rows = flat.index_select(0, layout.text)
+            text = token_loss(self.head, rows, wanted[layout.text], self.num_text_rows, z_loss)
+            rows = flat.index_select(0, layout.image)
+            image = token_loss(self.image_head, rows, codes, len(self.image_ids), z_loss)
+        return {"text": text, "image": image}
 
 
 def _features(vectors: Float[Tensor, "k c"], width: int) -> Float[Tensor, "k d"]:

@@ -12,27 +12,53 @@ from anymodal.model import loss as module
 from anymodal.model.loss import token_loss
 
 
-@pytest.mark.parametrize("part", [linear_loss._by_rows, linear_loss._by_classes])
+def by_rows(
+    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, counts: tuple[int, ...], z_loss: float, size: int
+) -> list[linear_loss.Sums]:
+    return linear_loss.linear_losses(x, weight, bias, targets, counts, z_loss=z_loss, size=size)
+
+
+def by_classes(
+    x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, counts: tuple[int, ...], z_loss: float, size: int
+) -> list[linear_loss.Sums]:
+    apply: Any = linear_loss.LossByClasses.apply
+    columns = apply(x, weight, bias, targets, counts, z_loss, x.dtype)
+    return list(zip(*(column.unbind() for column in columns), strict=True))
+
+
+@pytest.mark.parametrize("way", [by_rows, by_classes])
 @pytest.mark.parametrize("biased", [True, False])
-def test_parts_add_to_gradients(monkeypatch: pytest.MonkeyPatch, part: Any, biased: bool) -> None:
-    monkeypatch.setattr(linear_loss, "CPU_BLOCK", (1024, 40))  # 4 classes at a time
+@pytest.mark.parametrize("counts", [(100,), (63, 37), (0, 100), (100, 0), (40, 0, 60)])
+def test_counts_of_targets_have_sums_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, way: Any, biased: bool, counts: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(linear_loss, "CPU_BLOCK", (32, 32 * 4))  # 4 classes of 32 rows at a time
     torch.manual_seed(0)
-    x, weight = (torch.randn(size, 6, dtype=torch.float64, requires_grad=True) for size in (10, 13))
+    x, weight = (torch.randn(size, 6, dtype=torch.float64, requires_grad=True) for size in (100, 13))
     bias = torch.randn(13, dtype=torch.float64, requires_grad=True) if biased else None
-    targets, learned = torch.randint(0, 13, (10,)), [x, weight, *([] if bias is None else [bias])]
+    targets, learned = torch.randint(0, 13, (100,)), [x, weight, *([] if bias is None else [bias])]
+    found = way(x, weight, bias, targets, counts, 0.1, 7)
     logits = F.linear(x, weight, bias)
-    plain = F.cross_entropy(logits, targets, reduction="sum") + 0.1 * logits.logsumexp(-1).square().sum()
-    plain.backward()
-    gradients = [None if each is None else torch.full_like(each, 7.0) for each in (x, weight, bias)]
-    with torch.no_grad():
-        for first in (True, False):
-            sums = part(x, weight, bias, targets, 0.1, gradients, first=first)
-    expected = (plain, None, (logits.argmax(-1) == targets).sum(), logits.abs().max())
-    for mine, theirs in zip(sums, expected, strict=True):
-        assert theirs is None or mine.item() == pytest.approx(theirs.item(), rel=1e-12)
-    for mine, each, times in zip((g for g in gradients if g is not None), learned, (1, 2, 2), strict=False):
-        assert each.grad is not None
-        torch.testing.assert_close(mine, times * each.grad, msg="rows have gradients of their own, weights add up")
+    plain = F.cross_entropy(logits, targets, reduction="none") + 0.1 * logits.logsumexp(-1).square()
+    for (total, _, correct, max_logit), of_each, scores, wanted in zip(
+        found, plain.split(counts), logits.split(counts), targets.split(counts), strict=True
+    ):
+        torch.testing.assert_close(total, of_each.sum(), check_dtype=False)
+        assert int(correct) == int((scores.argmax(-1) == wanted).sum())
+        if len(wanted):
+            torch.testing.assert_close(max_logit, scores.abs().max())
+    ours = torch.autograd.grad(sum((2 + i) * sums[0] for i, sums in enumerate(found)), learned)
+    theirs = torch.autograd.grad(sum((2 + i) * each.sum() for i, each in enumerate(plain.split(counts))), learned)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_by_classes_only_what_learns_gets_a_gradient() -> None:
+    x, weight = torch.randn(8, 6, requires_grad=True), torch.randn(13, 6)
+    (sums,) = by_classes(x, weight, None, torch.arange(8), (8,), 0.0, 0)
+    (gradient,) = torch.autograd.grad(sums[0], [x])
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad(F.cross_entropy(x @ weight.T, torch.arange(8), reduction="sum"), [x])[0]
+    )
 
 
 @pytest.mark.parametrize("targets", [7, 64])
