@@ -56,7 +56,8 @@ def weights(out: Path) -> str:
 
 
 def diary(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "diary.jsonl").read_text().splitlines()]
+    path = out / "diary.jsonl"  # a run may be killed before its first step, or before it has written that down
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def seen(out: Path, text: TextTokenizer) -> dict[str, list[list[int]]]:
@@ -151,8 +152,8 @@ def kill(
         assert ended.code < 0, ended.log
         killed[harm["kind"]] += 1
         tally.made += 1
-        if (out / "diary.jsonl").exists():
-            in_epoch[str(out), diary(out)[-1]["step"] // EPOCH_STEPS] += 1
+        if begun := diary(out):
+            in_epoch[str(out), begun[-1]["step"] // EPOCH_STEPS] += 1
     print(dict(killed), "kills;", max(in_epoch.values()), "of them in one epoch")
     return killed, in_epoch
 
