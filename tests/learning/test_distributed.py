@@ -31,7 +31,9 @@ from anymodal.learning.distributed import (
 )
 from anymodal.learning.objective import UnifiedObjective
 from anymodal.learning.unified_run import document_batches, train_unified
+from anymodal.model import loss
 from anymodal.model.folder import ModelFolder
+from anymodal.model.linear_loss import LossByClasses
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="a process that may have started CUDA does not fork"),
@@ -95,6 +97,23 @@ def test_two_processes_take_the_steps_of_one(
     assert ranks(2, lambda _: train(toy, tmp_path, run, show=show, stage=short)) == [0, 0]
     assert_same_run(whole, tmp_path)
     assert shown.read_text() == "3 6 "
+
+
+@pytest.mark.parametrize("strategy", KINDS)
+def test_half_precision_scores_a_head_by_classes_in_two_processes(
+    toy: Any, tmp_path: Path, ranks: Ranks, strategy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 64)
+    backwards, said = LossByClasses.backward, tmp_path / "said"
+    monkeypatch.setattr(
+        LossByClasses, "backward", staticmethod(lambda *each: said.open("a").write(".") and backwards(*each))
+    )
+    run = replace(RUN, steps=3, precision="bf16", strategy=strategy)
+    assert ranks(2, lambda _: train(toy, tmp_path / "two", run)) == [0, 0]
+    assert ranks(1, lambda _: train(toy, tmp_path / "one", replace(run, strategy="ddp"))) == [0]
+    assert said.read_text() == "." * 9
+    one, two = (metrics(tmp_path / each, *LOSSES[:2])["train_loss"] for each in ("one", "two"))
+    assert two == pytest.approx(one, rel=0.01)
 
 
 @pytest.mark.parametrize("strategy", KINDS)
