@@ -1,3 +1,5 @@
+"""The benchmarks, imported as they import each other."""
+
 import importlib
 import sys
 from collections.abc import Iterator
