@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 import torch
 from figures import publish
@@ -34,7 +34,7 @@ from anymodal.scoring.reconstruction import measure
 QUESTION, SIZE, THINGS = "What is this?", 64, 100
 OWN = "the set that it was trained on"
 VARIATION = "-fe0f"  # a character that asks for the coloured picture, which not every set writes
-FILES = {"icons": "package/icons.json", "names": "package/chars.json", "about": "package/info.json"}
+FILES = ("package/icons.json", "package/chars.json", "package/info.json")
 
 Pictures = dict[Concept, Image.Image]
 
@@ -44,22 +44,23 @@ def own() -> Pictures:
     return {each: on_white(picture(each)) for each in concepts() if split_of_concept(each) == "train"}
 
 
-def drawn_by_others(path: Path) -> tuple[str, Pictures]:
-    """Return the title of a package, and its pictures of what the model was trained on."""
+def drawn_by_others(path: Path, known: Sequence[Concept]) -> tuple[str, Pictures]:
+    """Return the title of a package, and its pictures of what is `known`.
+
+    Raises:
+        ValueError: it is no package of a set.
+    """
     with tarfile.open(path) as archive:
-        found = {key: json.load(_member(archive, name)) for key, name in FILES.items()}
+        members = {name: archive.extractfile(name) for name in archive.getnames() if name in FILES}
+        if set(members) != set(FILES):
+            raise ValueError(f"{path} must hold {', '.join(FILES)}; make it with `npm pack @iconify-json/...`.")
+        icons, names, about = (json.load(cast(io.BufferedReader, members[name])) for name in FILES)
     pictures = {}
-    for concept in own():
-        icon = _icon(found["icons"], found["names"], concept)
+    for concept in known:
+        icon = _icon(icons, names, concept)
         if icon is not None:
-            pictures[concept] = on_white(rendered({**_sides(found["icons"]), **icon}))
-    return f"{found['about']['name']} ({found['about']['license']['spdx']})", pictures
-
-
-def _member(archive: tarfile.TarFile, name: str) -> io.BufferedReader:
-    member = archive.extractfile(name)
-    assert member is not None, f"{archive.name} must hold {name}; make it with `npm pack`"
-    return member  # type: ignore[return-value]
+            pictures[concept] = on_white(rendered({**_sides(icons), **icon}))
+    return f"{about['name']} ({about['license']['spdx']})", pictures
 
 
 def _icon(icons: dict[str, Any], names: dict[str, str], concept: Concept) -> dict[str, Any] | None:
@@ -129,7 +130,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--readme", type=Path, nargs="?", const=ROOT / "docs" / "model.md", help="page to write into")
     given = parser.parse_args(words)
     pipe = anymodal.from_pretrained(given.model, dtype="float32")
-    sets = {OWN: own(), **dict(drawn_by_others(path) for path in given.packages)}
+    known = own()
+    sets = {OWN: known, **dict(drawn_by_others(path, list(known)) for path in given.packages)}
     found = {**provenance(), "sets": [score(pipe, title, pictures) for title, pictures in sets.items()]}
     publish(found, table(found), given.out, given.readme, "styles")
 

@@ -126,7 +126,7 @@ class LossByClasses(torch.autograd.Function):
         x, weight, bias, targets, log_partition = ctx.saved_tensors
         gradients = _new((x, weight, bias), ctx.needs_input_grad[:3], x.dtype)
         scale = torch.cat([each.expand(count) for each, count in zip(upstream[0], ctx.counts, strict=True)])[:, None]
-        factor = scale * (1 + 2 * ctx.z_loss * log_partition)
+        factor = scale * (1 + 2 * ctx.z_loss * log_partition)  # in float32: x times that would round it away
         with torch.autocast(x.device.type, enabled=False):
             for span in _row_spans(x):
                 blocks = _Blocks(x[span], weight, bias, targets[span])

@@ -190,3 +190,7 @@ def test_sets_of_other_artists_are_shown(
     assert [(each["title"], each["asked"]) for each in others] == [("Set 0 (MIT)", 2), ("Set 1 (MIT)", 2)]
     assert all(each["named"] == each["chance"] for each in others), "who sees the same in both answers the same"
     assert f"| Set 1 (MIT) | 2 | {others[1]['kept']['psnr']:.1f} | " in page.read_text()
+    with tarfile.open(paths[0], "w:gz"):
+        pass
+    with pytest.raises(ValueError, match=r"0.tgz must hold package/icons.json, .*; make it with `npm pack"):
+        programs["styles"].main([str(paths[0]), "--out", str(tmp_path / "found.json")])

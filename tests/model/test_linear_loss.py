@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anymodal.model import linear_loss
 from anymodal.model import loss as module
@@ -38,6 +39,8 @@ def test_counts_of_targets_have_sums_of_their_own(
     bias = torch.randn(13, dtype=torch.float64, requires_grad=True) if biased else None
     targets, learned = torch.randint(0, 13, (100,)), [x, weight, *([] if bias is None else [bias])]
     found = way(x, weight, bias, targets, counts, 0.1, 7)
+    if way is by_rows:
+        assert [sums[0].requires_grad for sums in found] == [count > 0 for count in counts], "none add no zeros"
     logits = F.linear(x, weight, bias)
     plain = F.cross_entropy(logits, targets, reduction="none") + 0.1 * logits.logsumexp(-1).square()
     for (total, _, correct, max_logit), of_each, scores, wanted in zip(
@@ -61,6 +64,21 @@ def test_by_classes_only_what_learns_gets_a_gradient() -> None:
     )
 
 
+def test_without_gradients_there_is_one_product() -> None:
+    head, hidden, products = nn.Linear(6, 13, bias=False), torch.randn(4, 6), list[str]()
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            products.extend(name for name in [func.__name__.partition(".")[0]] if name in ("mm", "addmm"))
+            return func(*args, **(kwargs or {}))
+
+    for learns in (False, True):
+        products.clear()
+        with torch.set_grad_enabled(learns), Products():  # type: ignore[no-untyped-call]
+            token_loss(head, hidden, torch.arange(4), 13)
+        assert len(products) == 1 + learns, "of the logits, and of the gradient of the weight"
+
+
 @pytest.mark.parametrize("targets", [7, 64])
 def test_half_precision_goes_by_classes_where_rows_are_many(monkeypatch: pytest.MonkeyPatch, targets: int) -> None:
     monkeypatch.setattr(module, "CHUNK_LOGITS", 2 * 7 * 257)
@@ -68,6 +86,13 @@ def test_half_precision_goes_by_classes_where_rows_are_many(monkeypatch: pytest.
     torch.manual_seed(0)
     head, hidden = nn.Linear(48, 257), torch.randn(targets, 48, requires_grad=True)
     wanted = torch.randint(0, 257, (targets,))
+    forward, by_blocks = linear_loss.LossByClasses.forward, list[int]()
+
+    def counted(*given: Any) -> linear_loss.Sums:
+        by_blocks.append(targets)
+        return forward(*given)
+
+    monkeypatch.setattr(linear_loss.LossByClasses, "forward", staticmethod(counted))
 
     def gradients(z_loss: float, *, half: bool) -> list[Tensor]:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
@@ -77,6 +102,7 @@ def test_half_precision_goes_by_classes_where_rows_are_many(monkeypatch: pytest.
 
     for mine, theirs in zip(gradients(0.1, half=True), gradients(0.1, half=False), strict=True):
         assert float((mine - theirs).norm() / theirs.norm()) < 0.01
+    assert by_blocks == [64] * (targets == 64), "in half precision, and many at that"
     grown, full = (
         [a - b for a, b in zip(gradients(1e-3, half=half), gradients(0.0, half=half), strict=True)]
         for half in (True, False)
