@@ -117,7 +117,7 @@ class EngineConfig:
 
     Args:
         max_rows: most rows that are computed at once; a guided picture takes two or three.
-        prefill_tokens: longest piece of the prompts that is read at once.
+        prefill_tokens: most ids of prompts that are read at once, of one or of several.
         batch_invariant: compute in shapes that do not depend on the batch, so that ids are equal in every dtype,
             whatever else is sampled; costs the work of `max_rows` rows.
         speculation: guess a window of a picture's codes and check it in one pass: "jacobi" gives the very ids of plain

@@ -97,12 +97,10 @@ class Reader:
         Equal sequences are computed once.
         """
         keys = [(tuple(each.ids.tolist()), digests(each)) for each in sequences]
-        distinct = list(dict.fromkeys(keys))
+        distinct = sorted(dict.fromkeys(keys), key=lambda key: len(key[0]))
         prompts = [_Prompt(*key, sequences[keys.index(key)]) for key in distinct]
-        alone = self.config.batch_invariant or self.kept is not None
-        groups = [[prompt] for prompt in prompts] if alone else [prompts]
         parts, row = [], first
-        for group in groups:
+        for group in self._groups(prompts):
             parts.append(self._read(group, cache, row))
             row += len(group)
         rows, sources = [], []
@@ -115,6 +113,16 @@ class Reader:
             row += earlier
         hidden = torch.cat(parts)
         return rows, torch.cat((hidden, hidden[torch.tensor(sources, dtype=torch.long, device=hidden.device)]))
+
+    def _groups(self, prompts: Sequence["_Prompt"]) -> list[list["_Prompt"]]:
+        """Return neighbours that are read together: as many as a piece holds where all are as long as the longest."""
+        alone = self.config.batch_invariant or self.kept is not None
+        groups: list[list[_Prompt]] = []
+        for prompt in prompts:  # from short to long
+            if alone or not groups or (len(groups[-1]) + 1) * len(prompt.ids) > piece_of(self.config):
+                groups.append([])
+            groups[-1].append(prompt)
+        return groups
 
     def _read(self, prompts: Sequence["_Prompt"], cache: KVCache, first: int) -> Float[Tensor, "b d"]:
         window = slice(first, first + len(prompts))

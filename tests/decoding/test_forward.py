@@ -167,7 +167,7 @@ def test_captured_row_without_numbers_ends_a_step_late_and_alone(make_setup: Cal
     engine.step()
     engine.step()
     engine.hidden = engine.hidden.clone()
-    engine.hidden[1] = torch.nan
+    engine.hidden[engine.lives[1].slots[0]] = torch.nan
     engine.step()
     assert tickets[1].error is None, "the host is one step behind"
     engine.step()

@@ -1,7 +1,14 @@
-"""Prompts are read once, whatever they share."""
+"""Prompts are read once, whatever they share, and no more of them at once than asked for."""
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
+from torch import Tensor
 
+from anymodal.decoding.config import EngineConfig
+from anymodal.decoding.engine import Engine
 from anymodal.decoding.prefill import Prefix, PrefixStore, digests
 from anymodal.model.cache import SavedRow
 from anymodal.tokens.document import TokenSequence
@@ -52,3 +59,30 @@ def test_digests_tell_pictures_apart() -> None:
 
     assert digests(looking(one)) == digests(looking(one.clone()))
     assert digests(looking(one)) != digests(looking(other))
+
+
+@pytest.mark.parametrize("most", [5, 40, 64, 10_000])
+def test_a_pass_reads_no_more_ids_than_asked(make_setup: Callable[..., Any], most: int) -> None:
+    setup = make_setup()
+    requests = [setup.draw("a dog " * (i % 4), i) for i in range(6)] + [setup.write("xyz" * i, i) for i in range(12)]
+    expected = setup.generate(requests)
+    engine = Engine(setup.model.eval(), EngineConfig(prefill_tokens=most))
+    append, sizes = setup.model.append, list[int]()
+
+    def watched(x: Tensor, *rest: Any) -> Tensor:
+        sizes.append(x.shape[0] * x.shape[1])
+        return append(x, *rest)
+
+    setup.model.append = watched
+    tickets = [engine.submit(request) for request in requests]
+    engine.step()
+    read = sizes[:-1]  # the last pass is the first step's
+    assert max(read) <= most
+    assert sum(read) >= engine.reader.read_tokens
+    if most == 64:
+        longest = max(len(request.prompt.ids) for request in requests)
+        assert sum(read) < longest * engine.used_rows / 2, "not all are read as if they were as long as the longest"
+        assert len(read) < engine.used_rows / 2, "short ones are read together"
+    while not engine.idle:
+        engine.step()
+    assert [ticket.ids.tolist() for ticket in tickets] == expected
