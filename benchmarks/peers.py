@@ -72,7 +72,7 @@ class Family:
     each_step: Callable[[Any], Sequence[nn.Module]]
     peers: Mapping[str, Peer]
     guidance: float
-    logits: Callable[[Any, Prompts, Tensor], Tensor] | None = None
+    logits: Callable[[Any, Prompts, Tensor], Tensor]
 
     def write(self, folder: Path, shape: Shape, side: int) -> None:
         """Write a folder with random weights, as transformers writes them."""
@@ -240,6 +240,22 @@ def emu3_generate(model: Any, prompts: Prompts, seed: int | None) -> Tensor:
     )[:, prompts.ids.shape[1] :]  # fmt: skip
 
 
+@torch.inference_mode()
+def emu3_logits(model: Any, prompts: Prompts, codes: Tensor) -> Tensor:
+    """Return the logits [pictures, tokens, codes] behind given codes, token by token as in sampling."""
+    image_ids = torch.tensor(model.vocabulary_mapping.image_tokens, device=codes.device)
+    eol = torch.full_like(codes[:, :1], model.vocabulary_mapping.eol_token_id)
+    ids, cache, seen = prompts.ids, None, list[Tensor]()
+    for place in range(prompts.side**2):
+        out = model(input_ids=ids, use_cache=True, past_key_values=cache, logits_to_keep=1)
+        cache = out.past_key_values
+        seen.append(out.logits[:, -1].float()[:, image_ids])
+        ids = image_ids[codes[:, place]][:, None]
+        if (place + 1) % prompts.side == 0:
+            ids = torch.cat((ids, eol), dim=1)
+    return torch.stack(seen, dim=1)
+
+
 def _whole_distribution(seed: int | None) -> dict[str, float]:
     """Sample from all codes: by default `generate` keeps the most likely ones."""
     return {} if seed is None else {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -265,5 +281,6 @@ FAMILIES = {
         each_step=lambda model: [model.model.text_model.layers, model.model.text_model.norm, model.lm_head],
         peers={"transformers": emu3_generate},
         guidance=3.0,
+        logits=emu3_logits,
     ),
 }  # fmt: skip

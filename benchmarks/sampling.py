@@ -71,7 +71,6 @@ def theirs(family: Family, models: Mapping[str, Any], ours: Ours) -> list[Runner
         return torch.stack([ours.read(ids) for ids in written]) if prompts.ends else written.cpu()
 
     def logits(model: Any, codes: Tensor) -> Tensor:
-        assert family.logits is not None, "asked only where the family has it"
         return family.logits(model, ours.prompts(len(codes)), codes.to(ours.pipe.model.device))
 
     return [
@@ -138,14 +137,12 @@ def measure(family: Family, folder: Path, options: Options) -> dict[str, Any]:
                 "same_greedy_codes": float(same),
                 "seconds": seconds[runner.label],
             }
-    if family.logits is not None:
-        for label, kl in divergences(runners).items():
-            samplers[label]["kl"] = kl
+    for label, kl in divergences(runners).items():
+        samplers[label]["kl"] = kl
     embedded = models["float32"].get_input_embeddings().weight.numel()
-    asks = family.logits is not None and options.mixed > 0
     return {
         "tokens": tokens, "weights": weights, "parameters": weights + embedded, "guidance": family.guidance,
-        "samplers": list(samplers.values()), "mixed": mixed(ours, options) if asks else [],
+        "samplers": list(samplers.values()), "mixed": mixed(ours, options) if options.mixed else [],
     }  # fmt: skip
 
 
